@@ -1,0 +1,146 @@
+/** What a run came to, and what the broker is told of it. Pure tables: nothing here acts. */
+
+/** How a process tree was ended, and what was left. It stands in the status document as it is. */
+export interface KillReceipt {
+  /** Signals in the order in which they were sent, with milliseconds since the first and the processes they went to. */
+  readonly signals: readonly { readonly signal: string; readonly at_ms: number; readonly processes: number }[]
+  /** Milliseconds from the first signal to the check that found nothing */
+  readonly duration_ms: number
+  /** Process ids that were still alive at the last check */
+  readonly survivors: readonly number[]
+  /** `proc` where every process of the run is found by its mark; `tree` where only descendants are. */
+  readonly method: 'proc' | 'tree'
+}
+
+export type Outcome =
+  /** exit 0 with an acceptable result */
+  | { readonly kind: 'success'; readonly exitCode: 0 }
+  /** any exit that is neither success nor one of the special codes */
+  | { readonly kind: 'failed'; readonly exitCode: number }
+  /** exit 65, or one of the manifest's permanent_exits: no retry can help */
+  | { readonly kind: 'rejected'; readonly exitCode: number }
+  /** exit 75: the algorithm asks for another time */
+  | { readonly kind: 'deferred'; readonly exitCode: 75 }
+  /** died by a signal that was not ours */
+  | { readonly kind: 'signalled'; readonly signal: string }
+  /** ended by us at TTR + GRACE_TIME */
+  | { readonly kind: 'timed_out'; readonly limitSeconds: number }
+  /** ended by us because it wrote more than it may */
+  | { readonly kind: 'output_exceeded'; readonly detail: string }
+  /** exit 0, but stdout is not what the manifest's `output` demands */
+  | { readonly kind: 'output_invalid'; readonly detail: string }
+  /** the program could not be started */
+  | { readonly kind: 'not_started'; readonly detail: string }
+  /** ended by us because the worker stops: spends no attempt */
+  | { readonly kind: 'interrupted' }
+  /** the reservation is no longer ours: the output is discarded and nobody is told anything */
+  | { readonly kind: 'lost'; readonly detail: string }
+  /** bytes that are no work package */
+  | { readonly kind: 'malformed'; readonly detail: string }
+  /** no algorithm of that name can be run here */
+  | { readonly kind: 'unknown_type'; readonly detail: string }
+  /** a machine fault of ours (disk, descriptors): spends no attempt */
+  | { readonly kind: 'worker_fault'; readonly detail: string }
+
+export type Settlement =
+  | { readonly action: 'delete' }
+  | { readonly action: 'release'; readonly delaySeconds: number }
+  | { readonly action: 'bury'; readonly reason: string }
+  /** the reservation is not ours to settle */
+  | { readonly action: 'none' }
+
+export interface RetryRules {
+  readonly retryDelaySeconds: number
+  readonly retryDelayMaxSeconds: number
+}
+
+/** Seconds after which a job that met a machine fault of ours is tried again. */
+const FAULT_DELAY_SECONDS = 5
+const JITTER = 0.1
+
+/**
+ * Decides what the broker is told.
+ * @param attempt 1 for the first try; interrupted and faulty tries are not counted
+ * @param random a number in [0, 1) for the jitter
+ */
+export function settle(
+  outcome: Outcome,
+  attempt: number,
+  maxAttempts: number,
+  rules: RetryRules,
+  random: number,
+): Settlement {
+  switch (outcome.kind) {
+    case 'success':
+      return { action: 'delete' }
+    case 'lost':
+      return { action: 'none' }
+    case 'interrupted':
+      return { action: 'release', delaySeconds: 0 }
+    case 'worker_fault':
+      return { action: 'release', delaySeconds: FAULT_DELAY_SECONDS }
+    case 'rejected':
+    case 'malformed':
+    case 'unknown_type':
+      return { action: 'bury', reason: reasonOf(outcome) }
+    case 'failed':
+    case 'deferred':
+    case 'signalled':
+    case 'timed_out':
+    case 'output_exceeded':
+    case 'output_invalid':
+    case 'not_started':
+      if (attempt >= maxAttempts) {
+        return { action: 'bury', reason: `${reasonOf(outcome)} (attempt ${attempt} of ${maxAttempts})` }
+      }
+      return { action: 'release', delaySeconds: backoffSeconds(attempt, rules, random) }
+    default:
+      return unreachable(outcome)
+  }
+}
+
+/** Whole seconds to wait before attempt + 1: doubled each time, bounded, with up to 10 % added so that crowds disperse. */
+export function backoffSeconds(attempt: number, rules: RetryRules, random: number): number {
+  const doubled = rules.retryDelaySeconds * 2 ** Math.min(attempt - 1, 30)
+  const bounded = Math.min(doubled, rules.retryDelayMaxSeconds)
+  return Math.min(Math.round(bounded * (1 + JITTER * random)), Math.max(rules.retryDelayMaxSeconds, 0))
+}
+
+/** True when the outcome counts as one of the job's attempts. */
+export function spendsAttempt(outcome: Outcome): boolean {
+  return outcome.kind !== 'interrupted' && outcome.kind !== 'worker_fault' && outcome.kind !== 'lost'
+}
+
+/** One line for people: the log, the status document, the reason of a burial. */
+export function reasonOf(outcome: Outcome): string {
+  switch (outcome.kind) {
+    case 'success':
+      return 'exit 0'
+    case 'failed':
+      return `exit ${outcome.exitCode}`
+    case 'rejected':
+      return outcome.exitCode === 65 ? 'exit 65: the input is bad' : `exit ${outcome.exitCode}: permanent`
+    case 'deferred':
+      return 'exit 75: try later'
+    case 'signalled':
+      return `died by ${outcome.signal}`
+    case 'timed_out':
+      return `ended after ${outcome.limitSeconds} s (TTR + GRACE_TIME)`
+    case 'interrupted':
+      return 'interrupted: the worker stops'
+    case 'output_exceeded':
+    case 'output_invalid':
+    case 'not_started':
+    case 'lost':
+    case 'malformed':
+    case 'unknown_type':
+    case 'worker_fault':
+      return outcome.detail
+    default:
+      return unreachable(outcome)
+  }
+}
+
+function unreachable(value: never): never {
+  throw new TypeError(`unhandled case ${JSON.stringify(value)}`)
+}
