@@ -1,0 +1,462 @@
+/**
+ * Configuration: flag > environment > rc file > default, checked whole and frozen. The only file that reads the
+ * environment. A key is added by a line in SETTINGS, a value in DEFAULTS and a line in `etc/` (a test compares them).
+ */
+
+import { readFileSync } from 'node:fs'
+import { dirname, isAbsolute, join, resolve } from 'node:path'
+import { distance } from 'fastest-levenshtein'
+import * as v from 'valibot'
+import { parseDuration } from './job/duration.ts'
+import { describe } from './job/package.ts'
+import { isTubeName } from './queue/queue.ts'
+
+export interface Config {
+  readonly BEANSTALK_SERVER: string
+  readonly BEANSTALK_PORT: number
+  /** where `qproducer` puts; PRIORITY 0 is most urgent; DELAY and TTR in seconds */
+  readonly TUBE: string
+  readonly PRIORITY: number
+  readonly DELAY: number
+  readonly TTR: number
+  /** where `qworker` takes from */
+  readonly TUBES: readonly string[]
+  /** slots of a worker; `auto` is one for each processor */
+  readonly CONCURRENCY: number | 'auto'
+  /** seconds that a run may last beyond its TTR */
+  readonly GRACE_TIME: number
+  /** seconds that running jobs get when the worker is asked to stop */
+  readonly DRAIN_TIME: number
+  readonly MAX_ATTEMPTS: number
+  /** seconds before the second attempt; doubled for each further one, up to RETRY_DELAY_MAX */
+  readonly RETRY_DELAY: number
+  readonly RETRY_DELAY_MAX: number
+  /** bytes that a run may write to each of stdout and stderr, and to its scratch directory */
+  readonly MAX_OUTPUT: number
+  readonly MAX_SCRATCH: number
+  /** folders that hold one folder for each algorithm; `builtin` is the one that comes with qworker */
+  readonly ALGORITHM_DIRS: readonly string[]
+  readonly RESULT_BASEDIR: string
+  /** without a slash at its end; in an rc file `auto` is this machine's HTTP_PORT */
+  readonly RESULT_BASEURL: string
+  readonly HTTP_HOST: string
+  readonly HTTP_PORT: number | 'off'
+  readonly S3_BUCKET: string | null
+  readonly S3_PREFIX: string
+  readonly S3_ENDPOINT: string | null
+  readonly S3_REGION: string
+  readonly S3_FORCE_PATH_STYLE: boolean
+  readonly SMTP_HOST: string | null
+  readonly SMTP_PORT: number
+  readonly SMTP_SECURE: 'none' | 'starttls' | 'tls'
+  readonly SMTP_USER: string | null
+  readonly SMTP_PASSWORD: string | null
+  readonly SMTP_FROM: string | null
+  readonly LOG_LEVEL: 'debug' | 'info' | 'warn' | 'error'
+  readonly LOG_FORMAT: 'auto' | 'text' | 'json'
+}
+
+export type ConfigKey = keyof Config
+
+export const DEFAULTS: Config = Object.freeze({
+  BEANSTALK_SERVER: 'localhost',
+  BEANSTALK_PORT: 11300,
+  TUBE: 'default',
+  PRIORITY: 1337,
+  DELAY: 0,
+  TTR: 60,
+  TUBES: ['default'],
+  CONCURRENCY: 'auto',
+  GRACE_TIME: 2,
+  DRAIN_TIME: 60,
+  MAX_ATTEMPTS: 5,
+  RETRY_DELAY: 1,
+  RETRY_DELAY_MAX: 3600,
+  MAX_OUTPUT: 64 * 2 ** 20,
+  MAX_SCRATCH: 2 ** 30,
+  ALGORITHM_DIRS: ['builtin'],
+  RESULT_BASEDIR: '/var/tmp/qworker',
+  RESULT_BASEURL: 'auto',
+  HTTP_HOST: '127.0.0.1',
+  HTTP_PORT: 11380,
+  S3_BUCKET: null,
+  S3_PREFIX: '',
+  S3_ENDPOINT: null,
+  S3_REGION: 'us-east-1',
+  S3_FORCE_PATH_STYLE: false,
+  SMTP_HOST: null,
+  SMTP_PORT: 587,
+  SMTP_SECURE: 'starttls',
+  SMTP_USER: null,
+  SMTP_PASSWORD: null,
+  SMTP_FROM: null,
+  LOG_LEVEL: 'info',
+  LOG_FORMAT: 'auto',
+})
+
+/** Keys whose values are never shown. */
+const SECRETS: ReadonlySet<string> = new Set<ConfigKey>(['SMTP_PASSWORD'])
+
+/** Keys that an algorithm may ask for in its manifest (`settings`). */
+export const SHAREABLE: readonly ConfigKey[] = [
+  'SMTP_HOST',
+  'SMTP_PORT',
+  'SMTP_SECURE',
+  'SMTP_USER',
+  'SMTP_PASSWORD',
+  'SMTP_FROM',
+]
+
+const MAX_RC_BYTES = 1024 * 1024
+const MAX_SECONDS = 366 * 24 * 3600
+
+const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
+  BEANSTALK_SERVER: text('a host name or address', (s) => /^[A-Za-z0-9.:_-]+$/.test(s)),
+  BEANSTALK_PORT: integer('a port', 1, 65535),
+  TUBE: tube(),
+  PRIORITY: integer('a priority', 0, 2 ** 32 - 1),
+  DELAY: seconds(0),
+  TTR: seconds(1),
+  TUBES: list('tube names', tube()),
+  CONCURRENCY: orWord('auto', integer('a number of slots', 1, 256)),
+  GRACE_TIME: seconds(0),
+  DRAIN_TIME: seconds(0),
+  MAX_ATTEMPTS: integer('a number of attempts', 1, 1000),
+  RETRY_DELAY: seconds(0),
+  RETRY_DELAY_MAX: seconds(0),
+  MAX_OUTPUT: bytes(),
+  MAX_SCRATCH: bytes(),
+  ALGORITHM_DIRS: list('folders', text('a folder')),
+  RESULT_BASEDIR: text('a folder'),
+  RESULT_BASEURL: autoOr(httpUrl()),
+  HTTP_HOST: text('a host name or address'),
+  HTTP_PORT: orWord('off', integer('a port', 0, 65535)),
+  S3_BUCKET: v.nullable(text('a bucket name', (s) => /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(s))),
+  S3_PREFIX: keyPrefix(),
+  S3_ENDPOINT: v.nullable(httpUrl()),
+  S3_REGION: text('a region'),
+  S3_FORCE_PATH_STYLE: flag(),
+  SMTP_HOST: v.nullable(text('a host name or address')),
+  SMTP_PORT: integer('a port', 1, 65535),
+  SMTP_SECURE: word('none', 'starttls', 'tls'),
+  SMTP_USER: v.nullable(text('a user name')),
+  SMTP_PASSWORD: v.nullable(text('a password')),
+  SMTP_FROM: v.nullable(text('a mail address')),
+  LOG_LEVEL: word('debug', 'info', 'warn', 'error'),
+  LOG_FORMAT: word('auto', 'text', 'json'),
+}
+
+const KEYS = Object.keys(DEFAULTS) as ConfigKey[]
+
+export type ConfigErrorCode = 'missing_file' | 'unreadable_file' | 'bad_yaml' | 'bad_value'
+
+/** All that is wrong with a configuration, one line a problem. */
+export class ConfigError extends Error {
+  readonly code: ConfigErrorCode
+  readonly problems: readonly string[]
+
+  constructor(code: ConfigErrorCode, problems: readonly string[], cause?: unknown) {
+    super(problems.join('\n'), { cause })
+    this.name = 'ConfigError'
+    this.code = code
+    this.problems = problems
+  }
+}
+
+export interface ConfigSources {
+  /** rc file, YAML */
+  readonly file?: string | undefined
+  /** from the command line; undefined values do not count */
+  readonly flags?: Partial<Record<ConfigKey, unknown>>
+  readonly env?: Readonly<Record<string, string | undefined>>
+}
+
+/**
+ * Reads and checks the configuration.
+ * @throws ConfigError with every problem at once
+ */
+export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
+  const env = sources.env ?? process.env
+  const fromFile = sources.file === undefined ? {} : await readRcFile(sources.file)
+  const problems: string[] = []
+  for (const key of Object.keys(fromFile)) {
+    if (!isKey(key)) problems.push(`${sources.file}: unknown key ${describe(key)}${didYouMean(key, KEYS)}`)
+  }
+  const base = sources.file === undefined ? process.cwd() : dirname(resolve(sources.file))
+  const config: Record<string, unknown> = {}
+  for (const key of KEYS) {
+    const [origin, value, folder] = pick(key, sources, env, fromFile, base)
+    const checked = v.safeParse(SETTINGS[key], value)
+    if (checked.success) config[key] = atHome(key, checked.output, folder)
+    else problems.push(`${origin}: ${key} must be ${checked.issues[0]?.message}; it is ${shown(key, value)}`)
+  }
+  if (problems.length > 0) throw new ConfigError('bad_value', problems)
+  if (config.RESULT_BASEURL === 'auto') config.RESULT_BASEURL = localBaseUrl(config.HTTP_PORT as Config['HTTP_PORT'])
+  return Object.freeze(config) as unknown as Config
+}
+
+/** The environment of the worker that an algorithm may see. */
+export function algorithmEnvironment(env: Readonly<Record<string, string | undefined>> = process.env) {
+  const { PATH, LANG, TZ } = env
+  return {
+    PATH: PATH ?? '/usr/local/bin:/usr/bin:/bin',
+    LANG: LANG ?? 'C.UTF-8',
+    ...(TZ === undefined ? {} : { TZ }),
+  }
+}
+
+/** What a program learns when it is run as an algorithm: the contract's variables. */
+export function jobEnvironment(env: Readonly<Record<string, string | undefined>> = process.env) {
+  return { uuid: env.QWORKER_UUID || undefined, attempt: env.QWORKER_ATTEMPT || undefined }
+}
+
+/** The configuration as YAML, beginning with `--- ` as it has always been; secrets are not shown. */
+export function describeConfig(config: Config): string {
+  const lines = KEYS.map(
+    (key) => `${key}: ${SECRETS.has(key) && config[key] !== null ? '"***"' : JSON.stringify(config[key])}`,
+  )
+  return `--- \n${lines.join('\n')}\n`
+}
+
+/** `; did you mean X?` when one of the names is near, else nothing. */
+export function didYouMean(name: string, known: readonly string[]): string {
+  const near = known
+    .map((candidate) => ({ candidate, distance: distance(name.toLowerCase(), candidate.toLowerCase()) }))
+    .filter((entry) => entry.distance <= Math.max(2, Math.floor(name.length / 3)))
+    .sort((a, b) => a.distance - b.distance)[0]
+  return near === undefined ? '' : `; did you mean ${near.candidate}?`
+}
+
+function isKey(name: string): name is ConfigKey {
+  return Object.hasOwn(DEFAULTS, name)
+}
+
+async function readRcFile(file: string): Promise<Record<string, unknown>> {
+  const source = readSource(file)
+  const { parseDocument } = await import('yaml')
+  const document = parseDocument(source, { prettyErrors: true, uniqueKeys: true })
+  const faults = [...document.errors, ...document.warnings]
+  if (faults.length > 0) {
+    throw new ConfigError(
+      'bad_yaml',
+      faults.map((fault) => `${file}: bad YAML: ${firstLine(fault.message)}`),
+      faults[0],
+    )
+  }
+  let value: unknown
+  try {
+    value = document.toJS({ maxAliasCount: 10 })
+  } catch (cause) {
+    throw new ConfigError('bad_yaml', [`${file}: bad YAML: ${firstLine(String(cause))}`], cause)
+  }
+  if (value === null || value === undefined) return {}
+  if (typeof value !== 'object' || Array.isArray(value)) {
+    throw new ConfigError('bad_yaml', [`${file}: must hold lines like KEY: value; it holds ${describe(value)}`])
+  }
+  return value as Record<string, unknown>
+}
+
+function readSource(file: string): string {
+  try {
+    const source = readFileSync(file)
+    if (source.length > MAX_RC_BYTES) {
+      throw new ConfigError('bad_yaml', [
+        `${file}: is no rc file: it has ${source.length} bytes, at most ${MAX_RC_BYTES} are read`,
+      ])
+    }
+    return source.toString('utf8')
+  } catch (cause) {
+    if (cause instanceof ConfigError) throw cause
+    const code = (cause as NodeJS.ErrnoException).code
+    if (code === 'ENOENT' || code === 'ENOTDIR') {
+      throw new ConfigError(
+        'missing_file',
+        [`${file}: no such file; give an rc file with -c, or leave -c out to use the defaults`],
+        cause,
+      )
+    }
+    throw new ConfigError(
+      'unreadable_file',
+      [`${file}: cannot be read (${code}); check that it is a file and that this user may read it`],
+      cause,
+    )
+  }
+}
+
+function firstLine(message: string): string {
+  return message.split('\n', 1)[0]?.replace(/:$/, '') ?? ''
+}
+
+/** Where a value comes from, the value, and the folder that a relative path in it is relative to. */
+function pick(
+  key: ConfigKey,
+  sources: ConfigSources,
+  env: Readonly<Record<string, string | undefined>>,
+  fromFile: Record<string, unknown>,
+  base: string,
+): [string, unknown, string] {
+  const flag = sources.flags?.[key]
+  if (flag !== undefined) return ['command line', flag, process.cwd()]
+  const variable = env[key]
+  if (variable !== undefined && variable !== '') return [`environment variable ${key}`, variable, process.cwd()]
+  if (Object.hasOwn(fromFile, key)) return [sources.file ?? 'rc file', fromFile[key], base]
+  return ['default', DEFAULTS[key], base]
+}
+
+function localBaseUrl(port: Config['HTTP_PORT']): string {
+  return `http://localhost:${typeof port === 'number' && port > 0 ? port : DEFAULTS.HTTP_PORT}`
+}
+
+function atHome(key: ConfigKey, value: unknown, folder: string): unknown {
+  if (key === 'RESULT_BASEDIR') return absolute(value as string, folder)
+  if (key !== 'ALGORITHM_DIRS') return value
+  return (value as string[]).map((dir) => (dir === 'builtin' ? BUILTIN_ALGORITHMS : absolute(dir, folder)))
+}
+
+function absolute(path: string, folder: string): string {
+  return isAbsolute(path) ? path : join(folder, path)
+}
+
+/** From `src/` in a checkout and from `dist/` in an installation alike. */
+const BUILTIN_ALGORITHMS = resolve(import.meta.dirname, '..', 'algorithms')
+
+function shown(key: string, value: unknown): string {
+  return SECRETS.has(key) ? 'not shown' : describe(value)
+}
+
+// Schemas. Each message completes the sentence "KEY must be ...". Text is taken for numbers everywhere: the environment
+// has nothing else, and older rc files quote their ports.
+
+function text(what: string, accepts: (value: string) => boolean = () => true) {
+  return v.pipe(
+    v.string(what),
+    v.check(
+      (value) => value.length > 0 && value.length <= 4096 && !/[\u0000-\u001f\u007f]/.test(value) && accepts(value),
+      what,
+    ),
+  )
+}
+
+function integer(what: string, min: number, max: number) {
+  const message = `${what}, a whole number from ${min} to ${max}`
+  return v.pipe(
+    v.union([v.number(), v.pipe(v.string(), v.regex(/^\d{1,15}$/), v.transform(Number))], message),
+    v.check((value) => Number.isInteger(value) && value >= min && value <= max, message),
+  )
+}
+
+function seconds(min: number) {
+  const message = `a duration of at least ${min} seconds such as 90, 90s, 5m or 2h`
+  return v.pipe(
+    v.union([v.number(), v.string()], message),
+    v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
+      try {
+        const value = parseDuration(dataset.value)
+        if (value >= min && value <= MAX_SECONDS) return value
+      } catch {}
+      addIssue({ message })
+      return NEVER
+    }),
+  )
+}
+
+function bytes() {
+  const message = 'a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB'
+  const units: Record<string, number> = { '': 1, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40 }
+  return v.pipe(
+    v.union([v.number(), v.string()], message),
+    v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
+      const match = /^(\d{1,15})\s*(|KiB|MiB|GiB|TiB)$/i.exec(String(dataset.value))
+      const value = Number(match?.[1]) * (units[match?.[2]?.toLowerCase() ?? ''] ?? Number.NaN)
+      if (Number.isSafeInteger(value) && value >= 1024) return value
+      addIssue({ message })
+      return NEVER
+    }),
+  )
+}
+
+function word(...words: [string, ...string[]]) {
+  return v.picklist(words, `one of ${words.join(', ')}`)
+}
+
+function orWord(name: string, schema: v.GenericSchema<unknown, number>) {
+  // YAML 1.1 readers, and people, write `off` for false.
+  return v.pipe(
+    v.unknown(),
+    v.transform((value) => (value === false && name === 'off' ? 'off' : value)),
+    v.rawTransform<unknown, unknown>(({ dataset, addIssue, NEVER }) => {
+      if (dataset.value === name) return name
+      const checked = v.safeParse(schema, dataset.value)
+      if (checked.success) return checked.output
+      addIssue({ message: `${name}, or ${checked.issues[0]?.message}` })
+      return NEVER
+    }),
+  )
+}
+
+function flag() {
+  return v.pipe(
+    v.union([v.boolean(), v.picklist(['true', 'false'])], 'true or false'),
+    v.transform((value) => value === true || value === 'true'),
+  )
+}
+
+function tube() {
+  return text('a tube name: up to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), not beginning with -', isTubeName)
+}
+
+/** A YAML list, or text with commas. */
+function list(what: string, item: v.GenericSchema<unknown, unknown>) {
+  return v.pipe(
+    v.unknown(),
+    v.transform((value) => (typeof value === 'string' ? value.split(',').map((part) => part.trim()) : value)),
+    v.rawTransform<unknown, unknown[]>(({ dataset, addIssue, NEVER }) => {
+      const values = dataset.value
+      if (Array.isArray(values) && values.length > 0 && values.length <= 100) {
+        const bad = values.map((value) => v.safeParse(item, value)).find((checked) => !checked.success)
+        if (bad === undefined) return [...new Set(values)]
+        addIssue({ message: `a list of ${what}, each ${bad.issues?.[0]?.message}` })
+        return NEVER
+      }
+      addIssue({ message: `a list of 1 to 100 ${what}` })
+      return NEVER
+    }),
+  )
+}
+
+function httpUrl() {
+  const message = 'a URL that begins with http:// or https://'
+  return v.pipe(
+    v.string(message),
+    v.check((value) => {
+      const url = URL.canParse(value) ? new URL(value) : undefined
+      return (
+        (url?.protocol === 'http:' || url?.protocol === 'https:') &&
+        url.username === '' &&
+        url.search === '' &&
+        url.hash === ''
+      )
+    }, `${message}, without a user, a query or a fragment`),
+    v.transform((value) => value.replace(/\/+$/, '')),
+  )
+}
+
+function autoOr(schema: ReturnType<typeof httpUrl>) {
+  return v.union([v.literal('auto'), schema], 'auto, or a URL that begins with http:// or https://')
+}
+
+function keyPrefix() {
+  const message = 'a prefix of S3 keys such as results/ (no leading slash, no "..")'
+  return v.pipe(
+    v.string(message),
+    v.check(
+      (value) =>
+        /^[A-Za-z0-9!_.*'()/-]*$/.test(value) &&
+        !value.startsWith('/') &&
+        !value.split('/').includes('..') &&
+        value.length <= 512,
+      message,
+    ),
+    v.transform((value) => (value === '' || value.endsWith('/') ? value : `${value}/`)),
+  )
+}
