@@ -1,0 +1,234 @@
+import { availableParallelism, hostname } from 'node:os'
+import { join } from 'node:path'
+import { Command, CommanderError, InvalidArgumentError } from 'commander'
+import { algorithmEnvironment, type Config, ConfigError, describeConfig, loadConfig, SHAREABLE } from '../config.ts'
+import { type ResultServer, startResultServer } from '../http/server.ts'
+import type { Stores } from '../publish.ts'
+import { openQueue } from '../queue/queue.ts'
+import { type Bus, makeBus } from '../report/events.ts'
+import { makeLog } from '../report/log.ts'
+import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
+import { openLocalStore, openS3Store } from '../store/store.ts'
+import { startWorker, type Worker } from '../worker/worker.ts'
+import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
+import { findProblems, type Problem, portAdvice } from './startup.ts'
+import { VERSION } from './version.ts'
+
+const NAME = 'qworker'
+
+interface Flags {
+  readonly config?: string
+  readonly verbose?: boolean
+  readonly jobs?: string
+  readonly tube?: string[]
+  readonly once?: boolean
+}
+
+function makeProgram(): Command {
+  return new Command(NAME)
+    .description(
+      'Takes jobs from beanstalkd, runs an algorithm process for each inside its time, publishes the results.',
+    )
+    .option('-c, --config <file>', 'rc file (YAML); see etc/qworkerrc for all keys')
+    .option('-v, --verbose', 'print each job in full (on a terminal, or with LOG_FORMAT=text)')
+    .option('-j, --jobs <n>', 'jobs at a time; one connection to the broker for each (rc: CONCURRENCY)')
+    .option('--tube <name>', 'take jobs from this tube; may be given several times (rc: TUBES)', collect)
+    .option('--once', 'take one job, run it, and end: with 0 when it is complete, else with 1')
+    .version(VERSION, '-V, --version')
+    .addHelpText(
+      'after',
+      `
+Signals: TERM or INT takes no more jobs and lets running ones finish (DRAIN_TIME); once more ends them
+and gives them back to the queue. HUP reads the algorithms again.
+
+Examples:
+  qworker -c etc/qworkerrc -v
+  qworker -j 4 --tube fast --tube slow
+  CONCURRENCY=8 RESULT_BASEDIR=/srv/results qworker`,
+    )
+    .exitOverride()
+}
+
+function collect(value: string, previous: string[] = []): string[] {
+  if (value === '') throw new InvalidArgumentError('A tube has a name.')
+  return [...previous, value]
+}
+
+async function main(): Promise<void> {
+  ignoreBrokenPipe()
+  const flags = parseFlags()
+  const config = await readConfig(flags)
+  const catalogue = await readAlgorithms(config)
+  const stores = await openStores(config)
+  const brokerUrl = `beanstalk://${config.BEANSTALK_SERVER.includes(':') ? `[${config.BEANSTALK_SERVER}]` : config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
+  const problems = await findProblems(config, brokerUrl, stores, catalogue)
+  if (problems.length > 0) return endWithProblems(problems)
+
+  const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
+  bus.subscribe(makeLog(logOptions(config, flags)))
+  if (flags.verbose && logOptions(config, flags).format === 'text') {
+    await writeOut(`Using this configuration:\n${describeConfig(config)}---\n`)
+    await writeOut(`Starting worker, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}\n`)
+  }
+  for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
+    bus.emit({ event: 'algorithm_problem', problem })
+  await serve(config, flags, { catalogue, stores, brokerUrl, bus })
+}
+
+interface Parts {
+  readonly catalogue: Catalogue
+  readonly stores: Stores
+  readonly brokerUrl: string
+  readonly bus: Bus
+}
+
+async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> {
+  const { bus, stores, catalogue, brokerUrl } = parts
+  const name = `${hostname()}.${process.pid}`
+  const slots = flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY
+  // The HTTP server comes first: once a job is taken, its status can be asked for.
+  let worker: Worker | undefined
+  const server = await startHttp(config, stores, () => worker)
+  worker = startWorker({
+    name,
+    slots,
+    once: flags.once ?? false,
+    openQueue: () => openQueue(brokerUrl),
+    tubes: config.TUBES,
+    stores,
+    bus,
+    workBase: join(config.RESULT_BASEDIR, '.work'),
+    graceSeconds: config.GRACE_TIME,
+    drainSeconds: config.DRAIN_TIME,
+    maxAttempts: config.MAX_ATTEMPTS,
+    retryRules: { retryDelaySeconds: config.RETRY_DELAY, retryDelayMaxSeconds: config.RETRY_DELAY_MAX },
+    maxOutputBytes: config.MAX_OUTPUT,
+    maxScratchBytes: config.MAX_SCRATCH,
+    environment: algorithmEnvironment(),
+    catalogue,
+    settingsFor: (algorithm) => settingsFor(config, algorithm),
+    directoryOf: (uuid) => join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid),
+    urlOf: (uuid) => `${config.RESULT_BASEURL}/${uuid}`,
+  })
+  bus.emit({
+    event: 'worker_ready',
+    worker: name,
+    pid: process.pid,
+    slots,
+    tubes: config.TUBES,
+    broker: `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`,
+    algorithms: [...catalogue.algorithms.keys()].sort(),
+    http:
+      server === undefined
+        ? null
+        : `http://${server.host.includes(':') ? `[${server.host}]` : server.host}:${server.port}/`,
+  })
+  handleSignals(config, worker, bus)
+  await worker.done
+  await server?.close()
+  await Promise.all([stores.local.close(), stores.s3?.close()])
+  await endProgram(flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+}
+
+function startHttp(
+  config: Config,
+  stores: Stores,
+  worker: () => Worker | undefined,
+): Promise<ResultServer | undefined> {
+  if (config.HTTP_PORT === 'off') return Promise.resolve(undefined)
+  return startResultServer({
+    store: stores.local,
+    host: config.HTTP_HOST,
+    port: config.HTTP_PORT,
+    running: (uuid) => worker()?.running(uuid),
+    health: () => worker()?.health() ?? { status: 'starting' },
+  }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
+}
+
+function handleSignals(config: Config, worker: Worker, bus: Bus): void {
+  let stops = 0
+  const stop = (signal: string) => {
+    if (++stops === 1) worker.drain(signal)
+    else worker.interrupt(signal)
+  }
+  process.on('SIGTERM', stop)
+  process.on('SIGINT', stop)
+  process.on('SIGHUP', async () => {
+    const catalogue = await readAlgorithms(config)
+    worker.replaceAlgorithms(catalogue)
+    for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
+      bus.emit({ event: 'algorithm_problem', problem })
+    bus.emit({ event: 'algorithms_read', algorithms: [...catalogue.algorithms.keys()].sort() })
+  })
+}
+
+function parseFlags(): Flags {
+  const program = makeProgram()
+  try {
+    program.parse()
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error
+    process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
+  }
+  if (program.args.length > 0)
+    endWithError(
+      NAME,
+      EXIT.usage,
+      `takes no arguments, only options; ${JSON.stringify(program.args[0])} came; see qworker --help`,
+    )
+  const flags = program.opts<Flags>()
+  if (flags.once && flags.jobs !== undefined && flags.jobs !== '1') {
+    endWithError(NAME, EXIT.usage, '--once takes one job, -j several at a time: give one of them')
+  }
+  return flags
+}
+
+function readConfig(flags: Flags): Promise<Config> {
+  return loadConfig({ file: flags.config, flags: { CONCURRENCY: flags.jobs, TUBES: flags.tube } }).catch(
+    (error: unknown) => {
+      if (!(error instanceof ConfigError)) throw error
+      const exitCode = error.code === 'missing_file' ? EXIT.noInput : EXIT.config
+      return endWithProblems(error.problems.map((message) => ({ exitCode, message })))
+    },
+  )
+}
+
+function readAlgorithms(config: Config): Promise<Catalogue> {
+  return findAlgorithms({ dirs: config.ALGORITHM_DIRS, path: algorithmEnvironment().PATH, shareable: SHAREABLE })
+}
+
+async function openStores(config: Config): Promise<Stores> {
+  const local = await openLocalStore(config.RESULT_BASEDIR)
+  if (config.S3_BUCKET === null) return { local, s3: undefined }
+  const s3 = await openS3Store({
+    bucket: config.S3_BUCKET,
+    prefix: config.S3_PREFIX,
+    ...(config.S3_ENDPOINT === null ? {} : { endpoint: config.S3_ENDPOINT }),
+    region: config.S3_REGION,
+    forcePathStyle: config.S3_FORCE_PATH_STYLE,
+  })
+  return { local, s3 }
+}
+
+/** Only what the manifest names, and only what is set. */
+function settingsFor(config: Config, algorithm: Algorithm): Record<string, unknown> | undefined {
+  if (algorithm.settings.length === 0) return undefined
+  const all = config as unknown as Record<string, unknown>
+  return Object.fromEntries(algorithm.settings.filter((key) => all[key] !== null).map((key) => [key, all[key]]))
+}
+
+function logOptions(config: Config, flags: Flags): Parameters<typeof makeLog>[0] {
+  const format = config.LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : config.LOG_FORMAT
+  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: (text) => void writeOut(text) }
+}
+
+function endWithProblems(problems: readonly Problem[]): never {
+  for (const { message } of problems) complain(NAME, message)
+  if (problems.length > 1) complain(NAME, `${problems.length} problems; nothing was started`)
+  process.exit(problems[0]?.exitCode ?? EXIT.config)
+}
+
+main().catch((error: unknown) => {
+  complain(NAME, error instanceof Error ? (error.stack ?? error.message) : String(error))
+  process.exit(EXIT.software)
+})

@@ -1,0 +1,119 @@
+/** What a worker checks before it takes a job: everything at once, each problem with its remedy. */
+
+import { execFile } from 'node:child_process'
+import { createServer } from 'node:net'
+import { promisify } from 'node:util'
+import type { Config } from '../config.ts'
+import type { Stores } from '../publish.ts'
+import { openQueue, QueueError } from '../queue/queue.ts'
+import type { Catalogue } from '../run/algorithm.ts'
+import { hasProc } from '../run/kill.ts'
+import { EXIT } from './exit.ts'
+
+export interface Problem {
+  readonly exitCode: number
+  readonly message: string
+}
+
+/** Runs all checks side by side. */
+export async function findProblems(
+  config: Config,
+  brokerUrl: string,
+  stores: Stores,
+  catalogue: Catalogue,
+): Promise<Problem[]> {
+  const found = await Promise.all([
+    stores.local.check().then((lines) => asProblems(lines, EXIT.cantCreate)),
+    stores.s3 === undefined ? [] : stores.s3.check().then((lines) => asProblems(lines, EXIT.unavailable)),
+    checkBroker(config, brokerUrl),
+    checkHttpPort(config),
+    checkProcessTools(),
+    checkAlgorithms(config, catalogue),
+  ])
+  return found.flat()
+}
+
+function asProblems(lines: readonly string[], exitCode: number): Problem[] {
+  return lines.map((message) => ({ exitCode, message }))
+}
+
+async function checkBroker(config: Config, url: string): Promise<Problem[]> {
+  try {
+    const queue = await openQueue(url)
+    queue.close()
+    return []
+  } catch (error) {
+    if (!(error instanceof QueueError)) throw error
+    return [{ exitCode: EXIT.unavailable, message: brokerAdvice(config, error) }]
+  }
+}
+
+/** The driver's words, and the next step. */
+export function brokerAdvice(config: Config, error: Error): string {
+  const start = `beanstalkd -l 127.0.0.1 -p ${config.BEANSTALK_PORT}`
+  return `${error.message}; start it with "${start}", or set BEANSTALK_SERVER and BEANSTALK_PORT`
+}
+
+/** Tries to listen; the real server comes a moment later. */
+function checkHttpPort(config: Config): Promise<Problem[]> {
+  const { HTTP_PORT, HTTP_HOST } = config
+  if (HTTP_PORT === 'off') return Promise.resolve([])
+  return new Promise((resolve) => {
+    const server = createServer()
+    server.once('error', (error: NodeJS.ErrnoException) =>
+      resolve([{ exitCode: EXIT.unavailable, message: portAdvice(config, error) }]),
+    )
+    server.listen({ port: HTTP_PORT, host: HTTP_HOST }, () => server.close(() => resolve([])))
+  })
+}
+
+export function portAdvice(config: Config, error: NodeJS.ErrnoException): string {
+  const address = `${config.HTTP_HOST}:${config.HTTP_PORT}`
+  switch (error.code) {
+    case 'EADDRINUSE':
+      return `HTTP_PORT: ${address} is in use by another program (perhaps another qworker); set HTTP_PORT to a free port, or to off`
+    case 'EACCES':
+      return `HTTP_PORT: this user may not listen on ${address}; set HTTP_PORT to a port above 1023`
+    case 'EADDRNOTAVAIL':
+    case 'ENOTFOUND':
+      return `HTTP_HOST: ${config.HTTP_HOST} is no address of this machine; set it to 127.0.0.1, or to 0.0.0.0 for all`
+    default:
+      return `HTTP_PORT: cannot listen on ${address}: ${error.message}`
+  }
+}
+
+/** With /proc every process of a run is found without help; elsewhere tree-kill needs `ps` (Linux) or `pgrep` (macOS). */
+async function checkProcessTools(): Promise<Problem[]> {
+  if (hasProc) return []
+  const tool = process.platform === 'darwin' ? 'pgrep' : 'ps'
+  try {
+    await promisify(execFile)(
+      tool,
+      tool === 'ps' ? ['-o', 'pid', '-p', String(process.pid)] : ['-P', String(process.pid)],
+    )
+    return []
+  } catch (error) {
+    // pgrep exits with 1 when it finds nothing: it is there.
+    if (typeof (error as { code?: unknown }).code === 'number') return []
+    return [
+      {
+        exitCode: EXIT.config,
+        message: `program ${tool} is not in PATH, and there is no /proc: process trees could not be ended; install ${tool} (Debian: package procps)`,
+      },
+    ]
+  }
+}
+
+function checkAlgorithms(config: Config, catalogue: Catalogue): Problem[] {
+  const problems = catalogue.problems
+    .filter((line) => line.startsWith('ALGORITHM_DIRS'))
+    .map((message) => ({ exitCode: EXIT.config, message }))
+  if (problems.length > 0 || catalogue.algorithms.size > 0) return problems
+  const why = [...catalogue.broken.values()].map((line) => `; ${line}`).join('')
+  return [
+    {
+      exitCode: EXIT.config,
+      message: `ALGORITHM_DIRS: no algorithm that can be run in ${config.ALGORITHM_DIRS.join(', ')}${why}`,
+    },
+  ]
+}

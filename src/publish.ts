@@ -1,0 +1,218 @@
+/**
+ * Publishing an attempt: first to the local store, which is served at once, then to S3 when a bucket is configured.
+ * The local `result.json` is the commit point. The copy on S3 is made from what the local store holds, so it can be
+ * made again later without the run: an outage of S3 costs no second run.
+ */
+
+import type { Outcome, Settlement } from './job/outcome.ts'
+import { reasonOf } from './job/outcome.ts'
+import {
+  type AttemptRecord,
+  DOCUMENT_FORMAT,
+  encodeResult,
+  encodeStatus,
+  type JobState,
+  parseStatus,
+  type S3State,
+  type StatusDocument,
+} from './job/result.ts'
+import type { RunReport } from './run/run.ts'
+import type { Workdir } from './run/workdir.ts'
+import { type LocalStore, type Store, StoreError } from './store/store.ts'
+
+export interface Stores {
+  readonly local: LocalStore
+  readonly s3: Store | undefined
+}
+
+/** What the documents say of a job, whatever became of it. */
+export interface JobFacts {
+  readonly uuid: string
+  readonly type: string | null
+  readonly tags?: Readonly<Record<string, string>> | undefined
+  /** of the algorithm */
+  readonly version: string
+  /** this worker's name */
+  readonly worker: string
+}
+
+/** What the stores remember of a job when it is reserved. */
+export interface JobHistory {
+  readonly status: StatusDocument | undefined
+  /** its result is committed: it must not run again */
+  readonly isComplete: boolean
+}
+
+/** An S3 copy that could not be made; undefined when all went well or there is no bucket. */
+export type S3Failure = string | undefined
+
+/** A long history keeps its newest attempts only; each record has its number. */
+const MAX_RECORDS = 50
+
+/**
+ * Reads what is known of a job.
+ * @param askS3 true when another worker may have tried the job before
+ * @throws StoreError
+ */
+export async function readHistory(stores: Stores, uuid: string, askS3: boolean): Promise<JobHistory> {
+  const isComplete = (await stores.local.read(uuid, 'result.json')) !== undefined
+  let text = await stores.local.read(uuid, 'status.json')
+  // An S3 outage must not hold the job up: its history is then counted from this host alone.
+  if (text === undefined && askS3) text = await stores.s3?.read(uuid, 'status.json').catch(() => undefined)
+  return { status: text === undefined ? undefined : parseStatus(text), isComplete }
+}
+
+/** Attempts that count: a job that failed for good and was kicked by hand begins anew. */
+export function countedAttempts(history: JobHistory): readonly AttemptRecord[] {
+  return history.status === undefined || history.status.state === 'failed' ? [] : history.status.attempts
+}
+
+/** Makes the record of one attempt. */
+export function makeAttemptRecord(attempt: number, worker: string, report: RunReport): AttemptRecord {
+  return {
+    attempt,
+    worker,
+    started: report.started.toISOString(),
+    ended: report.ended.toISOString(),
+    duration_seconds: report.durationSeconds,
+    outcome: report.outcome.kind,
+    exit_code: report.exitCode,
+    ...(report.signal === undefined ? {} : { signal: report.signal }),
+    error: report.outcome.kind === 'success' ? null : reasonOf(report.outcome),
+    stderr_tail: report.stderrTail,
+    ...(report.kill === undefined ? {} : { kill: report.kill }),
+  }
+}
+
+/**
+ * Publishes a successful attempt locally.
+ * @param stillOurs asked right before the commit; false discards all
+ * @returns false when it was discarded
+ * @throws StoreError
+ */
+export function publishSuccess(
+  stores: Stores,
+  job: JobFacts,
+  previous: readonly AttemptRecord[],
+  record: AttemptRecord,
+  report: RunReport,
+  workdir: Workdir,
+  stillOurs: () => Promise<boolean>,
+): Promise<boolean> {
+  const timestamp = new Date().toISOString()
+  const files = report.outputs.map(({ name, bytes, sha256 }) => ({ name, bytes, sha256 }))
+  const status = makeStatus(job, 'complete', [...previous, record], {
+    timestamp,
+    ...(report.skipped.length > 0 ? { skipped_files: report.skipped } : {}),
+    ...(stores.s3 === undefined ? {} : { s3: { state: 'pending', since: timestamp } as S3State }),
+  })
+  const result = encodeResult({
+    uuid: job.uuid,
+    type: job.type ?? '',
+    version: job.version,
+    timestamp,
+    attempt: record.attempt,
+    worker: job.worker,
+    started: record.started,
+    finished: record.ended,
+    duration_seconds: record.duration_seconds,
+    exit_code: record.exit_code ?? 0,
+    resultJson: report.resultJson ?? 'null',
+    files,
+  })
+  const paths = new Map([...report.outputs.map(({ name, path }) => [name, path] as const), ...logsOf(workdir)])
+  return stores.local.publish({ uuid: job.uuid, files: paths, status: encodeStatus(status), result }, stillOurs)
+}
+
+/**
+ * Publishes status and logs of an attempt that did not succeed, or the status of a job that was refused without one.
+ * @throws StoreError of the local store
+ */
+export async function publishFailure(
+  stores: Stores,
+  job: JobFacts,
+  attempts: readonly AttemptRecord[],
+  settlement: Settlement,
+  outcome: Outcome,
+  workdir: Workdir | undefined,
+): Promise<S3Failure> {
+  const now = Date.now()
+  const buried = settlement.action === 'bury'
+  const status = makeStatus(job, buried ? 'failed' : 'queued', attempts, {
+    timestamp: new Date(now).toISOString(),
+    ...(buried ? { reason: settlement.reason } : { reason: reasonOf(outcome) }),
+    ...(settlement.action === 'release'
+      ? { retry_at: new Date(now + settlement.delaySeconds * 1000).toISOString() }
+      : {}),
+  })
+  const logs = workdir === undefined ? [] : logsOf(workdir)
+  await stores.local.publish({ uuid: job.uuid, files: new Map(logs), status: encodeStatus(status) })
+  if (stores.s3 === undefined) return undefined
+  try {
+    const copies = new Map<string, string>()
+    for (const [name] of logs) {
+      const file = await stores.local.find(job.uuid, name)
+      if (file !== undefined) copies.set(name, file.path)
+    }
+    await stores.s3.publish({ uuid: job.uuid, files: copies, status: encodeStatus(status) })
+    return undefined
+  } catch (error) {
+    if (!(error instanceof StoreError)) throw error
+    const s3: S3State = { state: 'failed', error: error.message, since: new Date().toISOString() }
+    await stores.local.writeStatus(job.uuid, encodeStatus({ ...status, s3 }))
+    return error.message
+  }
+}
+
+/**
+ * Copies a committed job to S3, and writes into its local status how that went.
+ * @throws StoreError of the local store only
+ */
+export async function copyToS3(stores: Stores, uuid: string): Promise<S3Failure> {
+  if (stores.s3 === undefined) return undefined
+  const result = await stores.local.read(uuid, 'result.json')
+  const status = parseStatus((await stores.local.read(uuid, 'status.json')) ?? '')
+  if (result === undefined || status === undefined) return undefined
+  if (status.s3?.state === 'published') return undefined
+  const { files } = JSON.parse(result) as { files: { name: string }[] }
+  const paths = new Map<string, string>()
+  for (const name of [...files.map((file) => file.name), 'stdout.log', 'stderr.log']) {
+    const file = await stores.local.find(uuid, name)
+    if (file !== undefined) paths.set(name, file.path)
+  }
+  const published = encodeStatus({ ...status, s3: { state: 'published', since: new Date().toISOString() } })
+  try {
+    await stores.s3.publish({ uuid, files: paths, status: published, result })
+    await stores.local.writeStatus(uuid, published)
+    return undefined
+  } catch (error) {
+    if (!(error instanceof StoreError)) throw error
+    const s3: S3State = { state: 'pending', error: error.message, since: status.s3?.since ?? new Date().toISOString() }
+    await stores.local.writeStatus(uuid, encodeStatus({ ...status, s3 }))
+    return error.message
+  }
+}
+
+function makeStatus(
+  job: JobFacts,
+  state: JobState,
+  attempts: readonly AttemptRecord[],
+  rest: Pick<StatusDocument, 'timestamp'> & Partial<StatusDocument>,
+): StatusDocument {
+  return {
+    format: DOCUMENT_FORMAT,
+    uuid: job.uuid,
+    type: job.type,
+    state,
+    ...rest,
+    ...(job.tags === undefined ? {} : { tags: job.tags }),
+    attempts: attempts.slice(-MAX_RECORDS),
+  }
+}
+
+function logsOf(workdir: Workdir): [string, string][] {
+  return [
+    ['stdout.log', workdir.stdout],
+    ['stderr.log', workdir.stderr],
+  ]
+}

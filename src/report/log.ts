@@ -1,0 +1,222 @@
+/**
+ * The worker's log: events as JSON lines (for machines), as short lines (for a terminal), or with `verbose` as the
+ * lines that qworker's ancestor printed.
+ */
+
+import { destination, type Level, pino } from 'pino'
+import { reasonOf } from '../job/outcome.ts'
+import type { Listener, WorkerEvent } from './events.ts'
+
+export interface LogOptions {
+  readonly format: 'text' | 'json'
+  readonly level: 'debug' | 'info' | 'warn' | 'error'
+  /** the ancestor's lines; only with format text */
+  readonly verbose: boolean
+  /** where text goes; JSON goes to descriptor 1 */
+  readonly write: (text: string) => void
+}
+
+const LEVEL_RANK = { debug: 0, info: 1, warn: 2, error: 3 }
+const MAX_SHOWN = 1000
+
+/** A listener that writes the log. */
+export function makeLog(options: LogOptions): Listener {
+  if (options.format === 'json') return makeJsonLog(options.level)
+  const render = options.verbose ? verboseLines : (event: WorkerEvent) => [shortLine(event)]
+  return (event) => {
+    if (LEVEL_RANK[levelOf(event)] < LEVEL_RANK[options.verbose ? 'debug' : options.level]) return
+    const lines = render(event)
+    if (lines.length > 0) options.write(`${lines.join('\n')}\n`)
+  }
+}
+
+function makeJsonLog(level: Level): Listener {
+  // Synchronous: a line that tells why a process ended must be out before it ends.
+  const out = destination({ dest: 1, sync: true })
+  // A reader that went away (EPIPE) must not end the worker.
+  out.on('error', () => undefined)
+  const log = pino(
+    {
+      level,
+      base: { pid: process.pid },
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+    },
+    out,
+  )
+  return (event) => {
+    const { event: name, ...fields } = event
+    log[levelOf(event)]({ event: name, ...forMachines(fields) }, shortLine(event))
+  }
+}
+
+/** Field names as in the published documents; contents of jobs stay out of the log. */
+function forMachines(fields: Record<string, unknown>): Record<string, unknown> {
+  const { payloadJson: _payload, stdout: _stdout, outcome, ...rest } = fields
+  const named = Object.entries(rest).map(([key, value]) => [key.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`), value])
+  return {
+    ...Object.fromEntries(named),
+    ...(outcome === undefined ? {} : { outcome: (outcome as { kind: string }).kind }),
+  }
+}
+
+function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
+  switch (event.event) {
+    case 'run_started':
+      return 'debug'
+    case 'run_ended':
+      return event.outcome.kind === 'success' ? 'info' : 'warn'
+    case 'job_settled':
+      return event.settlement.action === 'bury' ? 'error' : 'info'
+    case 'algorithm_problem':
+    case 'broker_lost':
+    case 'run_ending':
+      return 'warn'
+    case 'job_refused':
+    case 'publish_failed':
+    case 'settle_failed':
+    case 'slot_fault':
+      return 'error'
+    default:
+      return 'info'
+  }
+}
+
+/** One line for each event. */
+function shortLine(event: WorkerEvent): string {
+  switch (event.event) {
+    case 'worker_ready':
+      return `worker ${event.worker} ready: ${event.slots} slot${event.slots === 1 ? '' : 's'} on ${event.broker}, tubes ${event.tubes.join(', ')}; algorithms ${event.algorithms.join(', ')}; results at ${event.http ?? 'no HTTP address (HTTP_PORT is off)'}`
+    case 'worker_draining':
+      return `${event.cause}: taking no more jobs; ${event.running} running may finish within ${event.drainSeconds} s (once more to end them now)`
+    case 'worker_interrupting':
+      return `${event.cause}: ending ${event.running} running job${event.running === 1 ? '' : 's'} and giving them back to the queue`
+    case 'worker_stopped':
+      return `worker stopped after ${event.jobs} job${event.jobs === 1 ? '' : 's'}`
+    case 'algorithms_read':
+      return `algorithms: ${event.algorithms.join(', ')}`
+    case 'algorithm_problem':
+      return `algorithm problem: ${event.problem}`
+    case 'broker_lost':
+      return `slot ${event.slot}: ${event.error}; trying again`
+    case 'broker_back':
+      return `slot ${event.slot}: connected to the broker again`
+    case 'job_dequeued':
+      return `${event.uuid} ${event.type}: attempt ${event.attempt} of ${event.maxAttempts} begins`
+    case 'job_refused':
+      return `${event.uuid ?? `ticket ${event.ticket}`}: buried: ${event.error}`
+    case 'job_already_complete':
+      return `${event.uuid} ${event.type}: is complete already, removing from queue`
+    case 'run_started':
+      return `${event.uuid} ${event.type}: process ${event.pid}`
+    case 'run_ending':
+      return `${event.uuid} ${event.type}: ending process tree ${event.pid} (${event.why})`
+    case 'run_ended':
+      return `${event.uuid} ${event.type}: attempt ${event.attempt} ended after ${event.durationSeconds} s: ${event.error ?? 'exit 0'}${event.survivors.length > 0 ? `; STILL ALIVE: ${event.survivors.join(' ')}` : ''}`
+    case 'job_published':
+      return `${event.uuid} ${event.type}: published at ${event.url}`
+    case 'publish_failed':
+      return `${event.uuid ?? `ticket ${event.ticket}`}: cannot publish (${event.store}): ${event.error}`
+    case 'job_settled':
+      return `${event.uuid} ${event.type}: ${settlementText(event)}`
+    case 'settle_failed':
+      return `${event.uuid ?? `ticket ${event.ticket}`}: cannot ${event.action}: ${event.error}`
+    case 'slot_fault':
+      return `slot ${event.slot}: ${event.error}; trying again in ${event.retrySeconds} s`
+    default:
+      return unreachable(event)
+  }
+}
+
+function settlementText(event: Extract<WorkerEvent, { event: 'job_settled' }>): string {
+  const { settlement } = event
+  switch (settlement.action) {
+    case 'delete':
+      return 'complete, removed from queue'
+    case 'release':
+      return `released, next attempt in ${settlement.delaySeconds} s`
+    case 'bury':
+      return `buried: ${settlement.reason}`
+    case 'none':
+      return 'left alone: the reservation is no longer ours'
+    default:
+      return unreachable(settlement)
+  }
+}
+
+/** The ancestor's lines; where it had none, the short one. */
+function verboseLines(event: WorkerEvent): string[] {
+  switch (event.event) {
+    case 'job_dequeued':
+      return [
+        '',
+        `### Dequeued job ${event.uuid}, algorithm ${event.type}`,
+        ` + result directory: ${event.directory}`,
+        ` + input data: ${shown(event.payloadJson)}`,
+        ` + time left for processing: ${event.secondsLeft}`,
+        ` + job queue priority: ${event.priority}`,
+      ]
+    case 'run_ending':
+      return event.why === 'timed_out'
+        ? ['Algorithm did not terminate within expected timeframe.', `Attempting to kill algorithm PID ${event.pid}`]
+        : [`Attempting to kill algorithm PID ${event.pid} (${event.why})`]
+    case 'run_ended':
+      return endLines(event)
+    case 'job_settled':
+      switch (event.settlement.action) {
+        case 'delete':
+          return ['Job completed, removing from queue.']
+        case 'release':
+          return [`Job failed, leaving job in queue. Next attempt in ${event.settlement.delaySeconds} s.`]
+        case 'bury':
+          return [`Job failed, burying it: ${event.settlement.reason}`]
+        default:
+          return [shortLine(event)]
+      }
+    case 'settle_failed':
+      return event.gone && event.action === 'release'
+        ? ['Job not found, cannot release it. Ignoring.']
+        : [shortLine(event)]
+    case 'job_refused':
+      return event.outcome.kind === 'unknown_type'
+        ? [`Unknown job type: ${event.type} - burying job: ${reasonOf(event.outcome)}`]
+        : [shortLine(event)]
+    case 'run_started':
+      return []
+    default:
+      return [shortLine(event)]
+  }
+}
+
+function endLines(event: Extract<WorkerEvent, { event: 'run_ended' }>): string[] {
+  const output = event.stdout === '' ? [] : [printable(event.stdout.replace(/\n$/, ''))]
+  if (
+    event.exitCode !== null &&
+    event.outcome.kind !== 'timed_out' &&
+    event.outcome.kind !== 'interrupted' &&
+    event.outcome.kind !== 'lost'
+  ) {
+    const end = [
+      'Algorithm terminated within expected time constraints.',
+      `Algorithm terminated with exitstatus ${event.exitCode}`,
+    ]
+    return event.outcome.kind === 'output_invalid' || event.outcome.kind === 'output_exceeded'
+      ? [...output, ...end, `Algorithm failed: ${event.error}`]
+      : [...output, ...end]
+  }
+  return [...output, `Algorithm ended: ${event.error}`]
+}
+
+/** Text from outside must not steer the terminal. */
+function printable(text: string): string {
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, '?')
+}
+
+function shown(json: string): string {
+  const text = printable(json)
+  return text.length <= MAX_SHOWN ? text : `${text.slice(0, MAX_SHOWN)}... (${text.length} characters)`
+}
+
+function unreachable(value: never): never {
+  throw new TypeError(`unhandled case ${JSON.stringify(value)}`)
+}

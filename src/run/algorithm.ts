@@ -1,0 +1,269 @@
+/** Algorithms: found by their manifests, one `algorithm.yaml` in each folder of an algorithm directory. */
+
+import { constants } from 'node:fs'
+import { access, readdir, readFile, stat } from 'node:fs/promises'
+import { delimiter, isAbsolute, join, resolve } from 'node:path'
+import * as v from 'valibot'
+import { describe, TYPE_PATTERN, typeProblem } from '../job/package.ts'
+
+export interface Algorithm {
+  readonly name: string
+  readonly version: string
+  readonly description: string
+  /** its own folder, absolute */
+  readonly dir: string
+  /** argv; `{ttr} {uuid} {attempt} {dir} {node}` are replaced inside each element */
+  readonly command: readonly string[]
+  /** patterns of the files that are published; undefined: all that do not begin with a dot */
+  readonly outputs: readonly string[] | undefined
+  readonly output: 'auto' | 'json' | 'text'
+  readonly maxAttempts: number | undefined
+  /** exit codes beside 65 that no retry can help */
+  readonly permanentExits: readonly number[]
+  readonly env: Readonly<Record<string, string>>
+  /** rc keys whose values the algorithm gets in the file `.settings.json` */
+  readonly settings: readonly string[]
+}
+
+/** What the algorithm folders hold. */
+export interface Catalogue {
+  readonly algorithms: ReadonlyMap<string, Algorithm>
+  /** name -> why it cannot be run; jobs for it are buried with that reason */
+  readonly broken: ReadonlyMap<string, string>
+  /** folders that cannot be read, names that stand twice */
+  readonly problems: readonly string[]
+}
+
+export interface CatalogueOptions {
+  readonly dirs: readonly string[]
+  /** the PATH that algorithms run with */
+  readonly path: string
+  /** rc keys that a manifest may name under `settings` */
+  readonly shareable: readonly string[]
+}
+
+const MANIFEST = 'algorithm.yaml'
+const MAX_MANIFEST_BYTES = 64 * 1024
+
+/** A manifest that cannot be used, or a program that is not there. */
+export class AlgorithmError extends Error {
+  constructor(message: string, cause?: unknown) {
+    super(message, { cause })
+    this.name = 'AlgorithmError'
+  }
+}
+
+/** Reads all manifests. Never throws: what is wrong stands in the catalogue. */
+export async function findAlgorithms(options: CatalogueOptions): Promise<Catalogue> {
+  const algorithms = new Map<string, Algorithm>()
+  const broken = new Map<string, string>()
+  const problems: string[] = []
+  for (const dir of options.dirs) {
+    for (const folder of await foldersOf(dir, problems)) {
+      try {
+        const algorithm = await readAlgorithm(join(dir, folder), folder, options)
+        if (algorithms.has(algorithm.name)) {
+          problems.push(
+            `${join(dir, folder)}: algorithm ${algorithm.name} is there already, in ${algorithms.get(algorithm.name)?.dir}; the first one is used`,
+          )
+        } else {
+          algorithms.set(algorithm.name, algorithm)
+          broken.delete(algorithm.name)
+        }
+      } catch (error) {
+        if (!(error instanceof AlgorithmError)) throw error
+        if (!algorithms.has(folder)) broken.set(folder, error.message)
+      }
+    }
+  }
+  return { algorithms, broken, problems }
+}
+
+async function foldersOf(dir: string, problems: string[]): Promise<string[]> {
+  try {
+    const entries = await readdir(dir, { withFileTypes: true })
+    const folders = entries.filter((entry) => !entry.isFile() && !entry.name.startsWith('.')).map((entry) => entry.name)
+    const withManifest: string[] = []
+    for (const folder of folders.sort()) {
+      if (await isReadable(join(dir, folder, MANIFEST))) withManifest.push(folder)
+    }
+    return withManifest
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code
+    problems.push(`ALGORITHM_DIRS: folder ${dir} cannot be read (${code}); create it, or take it out of ALGORITHM_DIRS`)
+    return []
+  }
+}
+
+async function isReadable(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  )
+}
+
+const EXIT_CODE = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(255))
+
+const MANIFEST_SCHEMA = v.strictObject({
+  name: v.optional(
+    v.pipe(v.string(), v.regex(TYPE_PATTERN, 'must be 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit')),
+  ),
+  version: v.optional(
+    v.union([v.string(), v.pipe(v.number(), v.transform(String))], 'must be text such as "1.0"'),
+    '0',
+  ),
+  description: v.optional(v.string(), ''),
+  command: v.pipe(
+    v.array(
+      v.pipe(
+        v.string(),
+        v.check((s) => !s.includes('\0'), 'must not hold a NUL byte'),
+      ),
+      'must be a list: the program and its arguments, such as ["./run.sh", "{ttr}"]',
+    ),
+    v.minLength(1, 'must have at least one element: the program'),
+    v.check((command) => command[0] !== '', 'must begin with a program, not with empty text'),
+  ),
+  outputs: v.optional(
+    v.array(
+      v.pipe(
+        v.string(),
+        v.check((s) => s !== '' && !s.includes('/'), 'must be names or patterns such as "*.svg", without a slash'),
+      ),
+    ),
+  ),
+  output: v.optional(v.picklist(['auto', 'json', 'text'], 'must be auto, json or text'), 'auto'),
+  max_attempts: v.optional(v.pipe(v.number('must be a number'), v.integer(), v.minValue(1), v.maxValue(1000))),
+  permanent_exits: v.optional(v.array(EXIT_CODE, 'must be a list of exit codes'), []),
+  env: v.optional(
+    v.record(
+      v.pipe(
+        v.string(),
+        v.regex(/^(?!QWORKER_)[A-Za-z_][A-Za-z0-9_]*$/, 'must be names of variables that do not begin with QWORKER_'),
+      ),
+      v.union(
+        [v.string(), v.pipe(v.number(), v.transform(String)), v.pipe(v.boolean(), v.transform(String))],
+        'must be text',
+      ),
+    ),
+    {},
+  ),
+  settings: v.optional(v.array(v.string(), 'must be a list of rc keys'), []),
+})
+
+/**
+ * Reads one manifest.
+ * @throws AlgorithmError naming the file, the key and what is expected
+ */
+async function readAlgorithm(dir: string, folder: string, options: CatalogueOptions): Promise<Algorithm> {
+  const file = join(dir, MANIFEST)
+  const checked = v.safeParse(MANIFEST_SCHEMA, await readYaml(file))
+  if (!checked.success) throw new AlgorithmError(checked.issues.map((issue) => `${file}: ${wording(issue)}`).join('; '))
+  const manifest = checked.output
+  const name = manifest.name ?? folder
+  if (!TYPE_PATTERN.test(name))
+    throw new AlgorithmError(`${file}: the folder's name is the ${typeProblem(name)}; give a name: in the manifest`)
+  const foreign = manifest.settings.find((key) => !options.shareable.includes(key))
+  if (foreign !== undefined) {
+    throw new AlgorithmError(
+      `${file}: settings: ${describe(foreign)} is not handed to algorithms; these are: ${options.shareable.join(', ')}`,
+    )
+  }
+  const algorithm: Algorithm = {
+    name,
+    version: manifest.version,
+    description: manifest.description,
+    dir: resolve(dir),
+    command: manifest.command,
+    outputs: manifest.outputs,
+    output: manifest.output,
+    maxAttempts: manifest.max_attempts,
+    permanentExits: manifest.permanent_exits,
+    env: manifest.env,
+    settings: manifest.settings,
+  }
+  await checkProgram(algorithm, options.path)
+  return algorithm
+}
+
+async function readYaml(file: string): Promise<unknown> {
+  const { parse } = await import('yaml')
+  try {
+    const source = await readFile(file)
+    if (source.length > MAX_MANIFEST_BYTES)
+      throw new AlgorithmError(`${file}: is larger than ${MAX_MANIFEST_BYTES} bytes`)
+    return parse(source.toString('utf8'), { maxAliasCount: 10, logLevel: 'error' })
+  } catch (cause) {
+    if (cause instanceof AlgorithmError) throw cause
+    throw new AlgorithmError(`${file}: ${String((cause as Error).message).split('\n', 1)[0]}`, cause)
+  }
+}
+
+function wording(issue: v.BaseIssue<unknown>): string {
+  const key = v.getDotPath(issue)
+  if (issue.type === 'strict_object' && issue.expected === 'never') {
+    return `unknown key ${key}; known are ${Object.keys(MANIFEST_SCHEMA.entries).join(', ')}`
+  }
+  if (issue.type === 'strict_object') return key === null ? 'must hold lines like key: value' : `${key} is missing`
+  return `${key} ${issue.message}`
+}
+
+/** @throws AlgorithmError when the program, or a file of the folder that its arguments name, is not there */
+async function checkProgram(algorithm: Algorithm, path: string): Promise<void> {
+  const [program = '', ...args] = algorithm.command
+  await resolveProgram(algorithm, program, path)
+  for (const arg of args) {
+    if (!arg.startsWith('{dir}/') || /\{(ttr|uuid|attempt)\}/.test(arg)) continue
+    const file = arg.replace('{dir}', algorithm.dir)
+    if (!(await isReadable(file)))
+      throw new AlgorithmError(`algorithm ${algorithm.name}: ${file}, an argument of its command, is not there`)
+  }
+}
+
+/**
+ * Finds the program of an algorithm: a path is relative to its folder, a bare name is looked up in PATH.
+ * @throws AlgorithmError when there is none, or it may not be executed
+ */
+export async function resolveProgram(algorithm: Algorithm, program: string, path: string): Promise<string> {
+  const named = program.replaceAll('{dir}', algorithm.dir).replaceAll('{node}', process.execPath)
+  if (named.includes('/')) {
+    const file = isAbsolute(named) ? named : join(algorithm.dir, named)
+    const problem = await executableProblem(file)
+    if (problem === undefined) return file
+    throw new AlgorithmError(`algorithm ${algorithm.name}: its program ${file} ${problem}`)
+  }
+  for (const dir of path.split(delimiter)) {
+    const file = join(dir, named)
+    if (isAbsolute(file) && (await executableProblem(file)) === undefined) return file
+  }
+  throw new AlgorithmError(
+    `algorithm ${algorithm.name}: its program ${describe(named)} is not in PATH (${path}); install it, or write a path (a file of the algorithm's folder as ./${named})`,
+  )
+}
+
+async function executableProblem(file: string): Promise<string | undefined> {
+  try {
+    if (!(await stat(file)).isFile()) return 'is no file'
+    await access(file, constants.X_OK)
+    return undefined
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code
+    if (code === 'ENOENT' || code === 'ENOTDIR') return 'is not there'
+    if (code === 'EACCES') return `is not executable; allow it with: chmod +x ${file}`
+    return `cannot be used (${code})`
+  }
+}
+
+/** The argv of one run, placeholders replaced. The first element is still to be resolved. */
+export function commandFor(algorithm: Algorithm, values: { ttr: number; uuid: string; attempt: number }): string[] {
+  const replacements: Record<string, string> = {
+    ttr: String(values.ttr),
+    uuid: values.uuid,
+    attempt: String(values.attempt),
+    dir: algorithm.dir,
+    node: process.execPath,
+  }
+  return algorithm.command.map((part) =>
+    part.replace(/\{(ttr|uuid|attempt|dir|node)\}/g, (_, key: string) => replacements[key] ?? ''),
+  )
+}

@@ -1,0 +1,340 @@
+/** A process in, an Outcome out. */
+
+import { randomBytes } from 'node:crypto'
+import { closeSync, fstatSync, openSync } from 'node:fs'
+import { readFile, stat } from 'node:fs/promises'
+import { execa } from 'execa'
+import type { KillReceipt, Outcome } from '../job/outcome.ts'
+import type { SkippedFile } from '../job/result.ts'
+import { type Algorithm, AlgorithmError, commandFor, resolveProgram } from './algorithm.ts'
+import { killTree, MARK_VARIABLE, type RunIdentity, startTicksOf, sweepLeftovers } from './kill.ts'
+import { collectOutputs, directoryBytes, type Output, readTail, type Workdir } from './workdir.ts'
+
+export interface RunRequest {
+  readonly algorithm: Algorithm
+  readonly workdir: Workdir
+  readonly uuid: string
+  readonly type: string
+  readonly attempt: number
+  readonly maxAttempts: number
+  readonly tube: string
+  readonly priority: number
+  readonly ttrSeconds: number
+  /** seconds after which the run is ended: TTR + GRACE_TIME */
+  readonly limitSeconds: number
+  /** PATH and the like that every algorithm gets */
+  readonly environment: Readonly<Record<string, string>>
+  /** bytes for each of stdout and stderr */
+  readonly maxOutputBytes: number
+  /** bytes for the scratch directory */
+  readonly maxScratchBytes: number
+  /** Aborted with a `RunEnd` as its reason, ends the run before its time. */
+  readonly signal: AbortSignal
+  /** Called once when the first process is there, and when the run is about to be ended by us. */
+  readonly onStarted?: (pid: number) => void
+  readonly onEnding?: (pid: number, why: RunEnd['kind']) => void
+}
+
+/** Why we end a run. */
+export type RunEnd = Extract<Outcome, { kind: 'timed_out' | 'interrupted' | 'lost' | 'output_exceeded' }>
+
+export interface RunReport {
+  readonly outcome: Outcome
+  /** of the first process; null when it died by a signal or never was */
+  readonly exitCode: number | null
+  readonly signal: string | undefined
+  readonly pid: number | undefined
+  readonly started: Date
+  readonly ended: Date
+  readonly durationSeconds: number
+  readonly kill: KillReceipt | undefined
+  readonly stderrTail: string
+  /** JSON text; only after a success */
+  readonly resultJson: string | undefined
+  readonly outputs: readonly Output[]
+  readonly skipped: readonly SkippedFile[]
+}
+
+/** Larger results belong in a file: the document is read and checked as a whole. */
+export const MAX_RESULT_BYTES = 16 * 2 ** 20
+const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
+const STDERR_TAIL_BYTES = 2048
+const STREAM_CHECK_MS = 100
+const SCRATCH_CHECK_MS = 1000
+/** Faults of this machine at fork; the job is not to blame. */
+const MACHINE_FAULTS: ReadonlySet<string> = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE', 'ENOSPC', 'EIO'])
+
+/**
+ * Runs one attempt to its end: the process exited, or was ended at its limit, and nothing of it is left.
+ * @throws only what the file system throws: a fault of the machine
+ */
+export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
+  const started = new Date()
+  const clock = performance.now()
+  const report = async (partial: Partial<RunReport> & { outcome: Outcome }): Promise<RunReport> => ({
+    exitCode: null,
+    signal: undefined,
+    pid: undefined,
+    kill: undefined,
+    resultJson: undefined,
+    outputs: [],
+    skipped: [],
+    started,
+    ended: new Date(),
+    durationSeconds: Math.round(performance.now() - clock) / 1000,
+    stderrTail: await readTail(request.workdir.stderr, STDERR_TAIL_BYTES).catch(() => ''),
+    ...partial,
+  })
+  const process_ = await startProcess(request, started)
+  if ('outcome' in process_) return report({ outcome: process_.outcome })
+  const { identity, exited, streams } = process_
+  request.onStarted?.(identity.pid)
+  try {
+    const end = await waitForEnd(request, exited, streams)
+    const { exitCode, signal, kill } = await conclude(request, identity, exited, end)
+    const base = { exitCode, signal, pid: identity.pid, kill }
+    if (end !== undefined) return report({ ...base, outcome: end })
+    const outcome = classify(request.algorithm, exitCode, signal)
+    if (outcome.kind !== 'success') return report({ ...base, outcome })
+    return report({ ...base, ...(await harvest(request)) })
+  } finally {
+    for (const fd of streams) closeSync(fd)
+  }
+}
+
+/** execa takes any open descriptor; its types stop at 9. */
+type Descriptor = 3
+
+interface Exit {
+  readonly exitCode: number | null
+  readonly signal: string | undefined
+}
+
+interface StartedProcess {
+  readonly identity: RunIdentity
+  readonly exited: Promise<Exit>
+  /** descriptors of stdout.log and stderr.log */
+  readonly streams: readonly [number, number]
+}
+
+async function startProcess(request: RunRequest, started: Date): Promise<StartedProcess | { outcome: Outcome }> {
+  const { algorithm, workdir } = request
+  const [program = '', ...args] = commandFor(algorithm, {
+    ttr: request.ttrSeconds,
+    uuid: request.uuid,
+    attempt: request.attempt,
+  })
+  const file = await resolveProgram(algorithm, program, request.environment.PATH ?? '').catch((error: unknown) => {
+    if (error instanceof AlgorithmError) return error
+    throw error
+  })
+  if (file instanceof AlgorithmError) return { outcome: { kind: 'not_started', detail: file.message } }
+  const mark = `${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
+  const stdin = openSync(workdir.input, 'r')
+  // O_APPEND: several processes of a run may write to one stream, and none shall overwrite another.
+  const streams = [openSync(workdir.stdout, 'a', 0o644), openSync(workdir.stderr, 'a', 0o644)] as const
+  const child = execa(file, args, {
+    cwd: workdir.scratch,
+    env: environmentOf(request, mark, started),
+    extendEnv: false,
+    stdin: stdin as Descriptor,
+    stdout: streams[0] as Descriptor,
+    stderr: streams[1] as Descriptor,
+    detached: true,
+    cleanup: false,
+    buffer: false,
+    reject: false,
+  })
+  closeSync(stdin)
+  if (child.pid === undefined) {
+    for (const fd of streams) closeSync(fd)
+    const { code, shortMessage } = await child
+    const detail = `algorithm ${algorithm.name}: ${file} cannot be started: ${shortMessage ?? code}`
+    return { outcome: { kind: MACHINE_FAULTS.has(code ?? '') ? 'worker_fault' : 'not_started', detail } }
+  }
+  const identity = { pid: child.pid, mark, workdir: workdir.path, startTicks: startTicksOf(child.pid) }
+  const exited = child.then(({ exitCode, signal }) => ({ exitCode: exitCode ?? null, signal }))
+  return { identity, exited, streams }
+}
+
+function environmentOf(request: RunRequest, mark: string, started: Date): Record<string, string> {
+  return {
+    HOME: request.workdir.scratch,
+    TMPDIR: request.workdir.scratch,
+    ...request.environment,
+    ...request.algorithm.env,
+    QWORKER_UUID: request.uuid,
+    QWORKER_TYPE: request.type,
+    QWORKER_ATTEMPT: String(request.attempt),
+    QWORKER_MAX_ATTEMPTS: String(request.maxAttempts),
+    QWORKER_TUBE: request.tube,
+    QWORKER_PRIORITY: String(request.priority),
+    QWORKER_TTR: String(request.ttrSeconds),
+    QWORKER_DEADLINE: new Date(started.getTime() + request.limitSeconds * 1000).toISOString(),
+    [MARK_VARIABLE]: mark,
+  }
+}
+
+/** Waits until the process exits, or there is a reason to end it. */
+async function waitForEnd(
+  request: RunRequest,
+  exited: Promise<Exit>,
+  streams: readonly number[],
+): Promise<RunEnd | undefined> {
+  let end: (why: RunEnd) => void = () => undefined
+  const ended = new Promise<RunEnd>((resolve) => {
+    end = resolve
+  })
+  const onAbort = () => end(request.signal.reason as RunEnd)
+  if (request.signal.aborted) onAbort()
+  request.signal.addEventListener('abort', onAbort, { once: true })
+  const limit = startTimer(request.limitSeconds * 1000, () =>
+    end({ kind: 'timed_out', limitSeconds: request.limitSeconds }),
+  )
+  const streamCheck = setInterval(() => {
+    const detail = streamExcess(streams, request.maxOutputBytes)
+    if (detail !== undefined) end({ kind: 'output_exceeded', detail })
+  }, STREAM_CHECK_MS)
+  const stopScratchCheck = watchScratch(request, (detail) => end({ kind: 'output_exceeded', detail }))
+  try {
+    return await Promise.race([exited.then(() => undefined), ended])
+  } finally {
+    request.signal.removeEventListener('abort', onAbort)
+    limit.clear()
+    clearInterval(streamCheck)
+    stopScratchCheck()
+  }
+}
+
+/** setTimeout that is right beyond its own limit of 24.8 days. */
+function startTimer(ms: number, action: () => void): { clear: () => void } {
+  const due = performance.now() + ms
+  let timer: NodeJS.Timeout
+  const arm = () => {
+    const left = due - performance.now()
+    timer = left > 2 ** 30 ? setTimeout(arm, 2 ** 30) : setTimeout(action, Math.max(0, left))
+  }
+  arm()
+  return { clear: () => clearTimeout(timer) }
+}
+
+function streamExcess(streams: readonly number[], maxBytes: number): string | undefined {
+  const excess = ['stdout', 'stderr'].find((_, i) => fstatSync(streams[i] as number).size > maxBytes)
+  return excess === undefined ? undefined : `${excess} grew beyond ${maxBytes} bytes (MAX_OUTPUT)`
+}
+
+/** Looks at the scratch directory at most a twentieth of the time, however many files it holds. */
+function watchScratch(request: RunRequest, onExcess: (detail: string) => void): () => void {
+  let timer: NodeJS.Timeout
+  let stopped = false
+  const look = async () => {
+    const began = performance.now()
+    const bytes = await directoryBytes(request.workdir.scratch, request.maxScratchBytes)
+    if (stopped) return
+    if (bytes > request.maxScratchBytes)
+      onExcess(`the scratch directory grew beyond ${request.maxScratchBytes} bytes (MAX_SCRATCH)`)
+    else timer = setTimeout(look, Math.max(SCRATCH_CHECK_MS, 20 * (performance.now() - began)))
+  }
+  timer = setTimeout(look, SCRATCH_CHECK_MS)
+  return () => {
+    stopped = true
+    clearTimeout(timer)
+  }
+}
+
+/** Ends what is still running and gathers how the first process ended. */
+async function conclude(
+  request: RunRequest,
+  identity: RunIdentity,
+  exited: Promise<Exit>,
+  end: RunEnd | undefined,
+): Promise<Exit & { kill: KillReceipt | undefined }> {
+  if (end === undefined) {
+    const exit = await exited
+    return { ...exit, kill: await sweepLeftovers(identity) }
+  }
+  request.onEnding?.(identity.pid, end.kind)
+  const kill = await killTree(identity)
+  // A process that even SIGKILL cannot end (a hung disk) must not hold the slot for ever: the receipt names it.
+  if (kill.survivors.includes(identity.pid)) return { exitCode: null, signal: undefined, kill }
+  return { ...(await exited), kill }
+}
+
+function classify(algorithm: Algorithm, exitCode: number | null, signal: string | undefined): Outcome {
+  if (exitCode === null) return { kind: 'signalled', signal: signal ?? 'an unknown signal' }
+  if (exitCode === 0) return { kind: 'success', exitCode: 0 }
+  if (exitCode === 65 || algorithm.permanentExits.includes(exitCode)) return { kind: 'rejected', exitCode }
+  if (exitCode === 75) return { kind: 'deferred', exitCode: 75 }
+  return { kind: 'failed', exitCode }
+}
+
+type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
+
+/** Reads the result and lists the outputs of a run that exited with 0. */
+async function harvest(request: RunRequest): Promise<Harvest> {
+  const { workdir, algorithm, maxOutputBytes, maxScratchBytes } = request
+  const nothing = { resultJson: undefined, outputs: [], skipped: [] }
+  // A short run may be over before the first look.
+  for (const path of [workdir.stdout, workdir.stderr]) {
+    const { size } = await stat(path)
+    if (size > maxOutputBytes) {
+      const name = path === workdir.stdout ? 'stdout' : 'stderr'
+      return {
+        ...nothing,
+        outcome: { kind: 'output_exceeded', detail: `${name} grew beyond ${maxOutputBytes} bytes (MAX_OUTPUT)` },
+      }
+    }
+  }
+  if ((await directoryBytes(workdir.scratch, maxScratchBytes)) > maxScratchBytes) {
+    const detail = `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
+    return { ...nothing, outcome: { kind: 'output_exceeded', detail } }
+  }
+  const result = await readResult(workdir.stdout, algorithm.output)
+  if ('problem' in result) return { ...nothing, outcome: { kind: 'output_invalid', detail: result.problem } }
+  return {
+    outcome: { kind: 'success', exitCode: 0 },
+    resultJson: result.json,
+    ...(await collectOutputs(workdir, algorithm.outputs)),
+  }
+}
+
+/** What stdout says, as JSON text. */
+async function readResult(path: string, output: Algorithm['output']): Promise<{ json: string } | { problem: string }> {
+  const { size } = await stat(path)
+  if (size > MAX_RESULT_BYTES) {
+    if (output === 'auto') return { json: 'null' }
+    return {
+      problem: `stdout has ${size} bytes, a result may have ${MAX_RESULT_BYTES}: write large data to a file in the working directory`,
+    }
+  }
+  const bytes = await readFile(path)
+  const text = decode(bytes)
+  if (output !== 'text' && text !== undefined && isJson(text)) return { json: text }
+  if (output === 'json') return { problem: jsonProblem(text, bytes.length) }
+  if (output === 'auto' && bytes.length === 0) return { json: 'null' }
+  if (text === undefined) return output === 'auto' ? { json: 'null' } : { problem: 'stdout is not UTF-8 text' }
+  return { json: output === 'auto' && bytes.length > MAX_TEXT_RESULT_BYTES ? 'null' : JSON.stringify(text) }
+}
+
+function decode(bytes: Buffer): string | undefined {
+  try {
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
+  } catch {
+    return undefined
+  }
+}
+
+function isJson(text: string): boolean {
+  try {
+    JSON.parse(text)
+    return true
+  } catch {
+    return false
+  }
+}
+
+function jsonProblem(text: string | undefined, bytes: number): string {
+  if (bytes === 0) return 'stdout is empty, expected one JSON value'
+  if (text === undefined) return `stdout (${bytes} bytes) is not UTF-8 text, expected one JSON value`
+  return `stdout (${bytes} bytes) is not one JSON value`
+}
