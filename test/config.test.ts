@@ -1,0 +1,142 @@
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { afterAll, expect, test } from 'vitest'
+import { parse } from 'yaml'
+import { type Config, type ConfigError, type ConfigKey, DEFAULTS, describeConfig, loadConfig } from '../src/config.ts'
+
+const dir = mkdtempSync(join(tmpdir(), 'qworker-config-'))
+afterAll(() => rmSync(dir, { recursive: true }))
+
+let files = 0
+function rc(text: string | Buffer): string {
+  const file = join(dir, `rc${files++}`)
+  writeFileSync(file, text)
+  return file
+}
+
+async function problemsOf(file: string, env = {}): Promise<ConfigError> {
+  return loadConfig({ file, env }).then(
+    () => expect.unreachable('it was taken'),
+    (error: ConfigError) => error,
+  )
+}
+
+test.each(['qworkerrc', 'qproducerrc'])('etc/%s holds the defaults', async (name) => {
+  const file = resolve(import.meta.dirname, '..', 'etc', name)
+  const keys = Object.keys(parse(readFileSync(file, 'utf8'))) as ConfigKey[]
+  const [shipped, defaults] = await Promise.all([loadConfig({ file, env: {} }), loadConfig({ env: {} })])
+  for (const key of keys) expect(shipped[key], key).toEqual(defaults[key])
+})
+
+test('every key stands in etc/qworkerrc or etc/qproducerrc', () => {
+  const shipped = ['qworkerrc', 'qproducerrc'].flatMap((name) =>
+    Object.keys(parse(readFileSync(resolve(import.meta.dirname, '..', 'etc', name), 'utf8'))),
+  )
+  expect(new Set(shipped)).toEqual(new Set(Object.keys(DEFAULTS)))
+})
+
+test('flag comes before environment, environment before file, file before default', async () => {
+  const file = rc('TTR: 2\nPRIORITY: 2\nDELAY: 2\n')
+  const config = await loadConfig({ file, env: { TTR: '3', PRIORITY: '3' }, flags: { TTR: '4', TUBE: undefined } })
+  expect([config.TTR, config.PRIORITY, config.DELAY, config.TUBE]).toEqual([4, 3, 2, 'default'])
+  expect(Object.isFrozen(config)).toBe(true)
+})
+
+test('the rc file of the ancestor is taken: the port is quoted there', async () => {
+  const config = await loadConfig({
+    file: rc('BEANSTALK_SERVER: localhost\nBEANSTALK_PORT: "11300"\nRESULT_BASEDIR: /var/tmp/qworker\nGRACE_TIME: 2\n'),
+    env: {},
+  })
+  expect(config).toMatchObject({ BEANSTALK_PORT: 11300, GRACE_TIME: 2 })
+})
+
+test('durations, sizes, lists, words and folders are read as people write them', async () => {
+  const file = rc(
+    'GRACE_TIME: 2m\nMAX_OUTPUT: 2KiB\nTUBES: a, b\nHTTP_PORT: off\nALGORITHM_DIRS: [mine, builtin]\nS3_PREFIX: x\nRESULT_BASEURL: http://h/r/\n',
+  )
+  const config = await loadConfig({ file, env: {} })
+  expect(config).toMatchObject({
+    GRACE_TIME: 120,
+    MAX_OUTPUT: 2048,
+    TUBES: ['a', 'b'],
+    HTTP_PORT: 'off',
+    S3_PREFIX: 'x/',
+    RESULT_BASEURL: 'http://h/r',
+  })
+  expect(config.ALGORITHM_DIRS).toEqual([join(dir, 'mine'), resolve(import.meta.dirname, '..', 'algorithms')])
+})
+
+test('the address of the results follows the port when nobody names one', async () => {
+  expect((await loadConfig({ env: { HTTP_PORT: '8080' } })).RESULT_BASEURL).toBe('http://localhost:8080')
+})
+
+test('an unknown key is an error that offers the near one', async () => {
+  const error = await problemsOf(rc('BEANSTALK_PROT: 1\n'))
+  expect(error.problems).toEqual([expect.stringMatching(/unknown key "BEANSTALK_PROT"; did you mean BEANSTALK_PORT\?/)])
+})
+
+test('all problems are told at once, each with what came and what is expected', async () => {
+  const error = await problemsOf(
+    rc('BEANSTALK_PORT: 70000\nTTR: soon\nS3_FORCE_PATH_STYLE: 3\nTUBES: []\nnonsense: 1\n'),
+    { MAX_ATTEMPTS: '-1' },
+  )
+  expect(error.code).toBe('bad_value')
+  expect(error.problems).toHaveLength(6)
+  expect(error.message).toMatch(/BEANSTALK_PORT must be a port, a whole number from 1 to 65535; it is 70000/)
+  expect(error.message).toMatch(/TTR must be a duration.*it is "soon"/)
+  expect(error.message).toMatch(/environment variable MAX_ATTEMPTS: MAX_ATTEMPTS must be/)
+})
+
+test.each<[string, string | Buffer, ConfigError['code'], RegExp]>([
+  ['a tab in YAML', 'A:\n\t- b: [', 'bad_yaml', /bad YAML/],
+  ['a list', '- 1\n- 2\n', 'bad_yaml', /must hold lines like KEY: value.*array of 2/],
+  ['a key twice', 'TTR: 1\nTTR: 2\n', 'bad_yaml', /unique/i],
+  [
+    'a bomb of aliases',
+    `a: &a [x,x,x,x,x,x,x,x,x]\n${'bcdefgh'
+      .split('')
+      .map((k, i) => `${k}: &${k} [${Array(9).fill(`*${'abcdefg'[i]}`).join()}]`)
+      .join('\n')}\n`,
+    'bad_yaml',
+    /bad YAML/,
+  ],
+  ['two megabytes', Buffer.alloc(2 ** 21, 'a'), 'bad_yaml', /no rc file/],
+])('an rc file with %s is refused', async (_, text, code, message) => {
+  const error = await problemsOf(rc(text))
+  expect(error.code).toBe(code)
+  expect(error.message).toMatch(message)
+})
+
+test('an rc file that is not there is told apart from one that cannot be read', async () => {
+  expect(await problemsOf(join(dir, 'none'))).toMatchObject({ code: 'missing_file' })
+  expect(await problemsOf(dir)).toMatchObject({ code: 'unreadable_file' })
+})
+
+test('secrets are never shown, neither in the dump nor in an error', async () => {
+  const config = await loadConfig({ env: { SMTP_PASSWORD: 'tr0ub4dor' } })
+  expect(describeConfig(config)).toMatch(/^--- \nBEANSTALK_SERVER: "localhost"\n/)
+  expect(describeConfig(config)).toContain('SMTP_PASSWORD: "***"')
+  expect((await problemsOf(rc('SMTP_PASSWORD: [tr0ub4dor]\n'))).message).not.toContain('tr0ub4dor')
+})
+
+test('every default is taken as it stands', async () => {
+  const config = await loadConfig({ env: {}, flags: { ...DEFAULTS } as Partial<Config> })
+  expect(config.GRACE_TIME).toBe(DEFAULTS.GRACE_TIME)
+})
+
+test('the worker refuses a broken rc with exit 78 and a missing one with 66', () => {
+  const bin = resolve(import.meta.dirname, '..', 'bin', 'qworker')
+  const run = (file: string) => {
+    try {
+      execFileSync(bin, ['-c', file], { stdio: 'pipe' })
+    } catch (error) {
+      return error as { status: number; stderr: Buffer }
+    }
+    throw new Error('it started')
+  }
+  expect(run(rc('GRACE_TIM: 2\n'))).toMatchObject({ status: 78 })
+  expect(run(join(dir, 'none')).status).toBe(66)
+  expect(String(run(rc('GRACE_TIM: 2\n')).stderr)).toMatch(/did you mean GRACE_TIME/)
+})
