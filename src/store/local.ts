@@ -1,0 +1,386 @@
+/**
+ * Results in a local directory: `<base>/<first two digits of uuid>/<uuid>/` holds result.json, status.json, the logs
+ * and the outputs of one job.
+ *
+ * Everything that can run out of space or be refused is done under temporary names (a leading dot, never served) before
+ * any published name changes. Then, in this order, each step durable before the next: files and status.json are renamed
+ * into place, `beforeCommit` is asked, result.json is renamed into place. For a job that has a result already (a worker
+ * died between publishing and settling, and the job ran again) the question comes first: a worker that lost its
+ * reservation must not put its files beside the result of another.
+ */
+
+import { randomBytes } from 'node:crypto'
+import { constants, type Stats } from 'node:fs'
+import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
+import { isUuid } from '../job/package.ts'
+import { checkPublication, checkUuid, errnoOf, isFileName, openSource } from './publication.ts'
+import { type LocalStore, type Publication, type StoredFile, StoreError } from './store.ts'
+
+/** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
+const STALE_MS = 3_600_000
+const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
+
+/** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
+const STAGED_AT_ONCE = 8
+
+/** The base directory, with what is known about it. */
+interface Base {
+  readonly path: string
+  /** Directories of the first level that are durable, whoever made them. */
+  readonly durable: Set<string>
+}
+
+/** Bytes that wait, durable, for their published name. */
+interface Staged {
+  readonly name: string
+  readonly path: string
+}
+
+export async function openLocal(baseDir: string): Promise<LocalStore> {
+  const base: Base = { path: resolve(baseDir), durable: new Set() }
+  return {
+    check: () => checkBase(base.path),
+    publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),
+    writeStatus: (uuid, status) => writeStatus(base, uuid, status),
+    read: (uuid, document) => readDocument(base.path, uuid, document),
+    find: (uuid, name) => find(base.path, uuid, name),
+    close: async () => {},
+  }
+}
+
+async function publish(
+  base: Base,
+  publication: Publication,
+  beforeCommit: () => Promise<boolean> = async () => true,
+): Promise<boolean> {
+  checkPublication(publication)
+  const { uuid, result } = publication
+  const dir = jobDir(base.path, uuid)
+  const staged: Staged[] = []
+  try {
+    const committed = await guard(base.path, async () => {
+      await makeJobDir(base, dir)
+      return (await statOf(join(dir, 'result.json'))) !== undefined
+    })
+    // The job is complete: a later attempt that brings no result has nothing to add and must not contradict it.
+    if (committed && result === undefined) return true
+    await guard(base.path, () => stage(dir, publication, staged))
+    if (committed && !(await beforeCommit())) return false
+    const { files, status, commit } = inOrder(staged)
+    await guard(base.path, async () => {
+      for (const file of [...files, ...status]) await moveInto(dir, file, staged)
+      await syncDirectories(base, dir)
+    })
+    if (commit === undefined) return true
+    if (!committed && !(await beforeCommit())) return false
+    await guard(base.path, async () => {
+      await removeLeftovers(dir, new Set(staged.map(({ name }) => name)))
+      await moveInto(dir, commit, staged)
+      await syncDirectory(dir)
+    })
+    return true
+  } finally {
+    await removeTemporaries(staged)
+  }
+}
+
+function inOrder(staged: readonly Staged[]): { files: Staged[]; status: Staged[]; commit: Staged | undefined } {
+  return {
+    files: staged.filter(({ name }) => name !== 'status.json' && name !== 'result.json'),
+    status: staged.filter(({ name }) => name === 'status.json'),
+    commit: staged.find(({ name }) => name === 'result.json'),
+  }
+}
+
+async function writeStatus(base: Base, uuid: string, status: string): Promise<void> {
+  checkUuid(uuid)
+  const dir = jobDir(base.path, uuid)
+  const staged: Staged[] = []
+  try {
+    await guard(base.path, async () => {
+      await makeJobDir(base, dir)
+      await stageText(dir, 'status.json', status, staged)
+      for (const file of [...staged]) await moveInto(dir, file, staged)
+      await syncDirectories(base, dir)
+    })
+  } finally {
+    await removeTemporaries(staged)
+  }
+}
+
+async function readDocument(base: string, uuid: string, document: string): Promise<string | undefined> {
+  if (!isUuid(uuid)) return undefined
+  return guard(base, async () => {
+    let handle: FileHandle
+    try {
+      handle = await open(join(jobDir(base, uuid), document), constants.O_RDONLY | constants.O_NOFOLLOW)
+    } catch (error) {
+      if (!isAbsence(error)) throw error
+      await stat(base)
+      return undefined
+    }
+    try {
+      return await handle.readFile('utf8')
+    } finally {
+      await handle.close()
+    }
+  })
+}
+
+async function find(base: string, uuid: string, name: string): Promise<StoredFile | undefined> {
+  if (!isUuid(uuid) || !isFileName(name)) return undefined
+  const dir = jobDir(base, uuid)
+  const path = join(dir, name)
+  return guard(base, async () => {
+    const [shard, job, file] = await Promise.all([statOf(dirname(dir)), statOf(dir), statOf(path)])
+    if (!file) await stat(base)
+    if (!shard?.isDirectory() || !job?.isDirectory() || !file?.isFile()) return undefined
+    if (!ALWAYS_READABLE.has(name) && !(await statOf(join(dir, 'result.json')))?.isFile()) return undefined
+    return { path, bytes: file.size, modified: file.mtime }
+  })
+}
+
+function jobDir(base: string, uuid: string): string {
+  return join(base, uuid.slice(0, 2), uuid)
+}
+
+/** Makes the two levels below the base, and never the base: a disk that is not mounted must not be written beside. */
+async function makeJobDir(base: Base, dir: string): Promise<void> {
+  const shard = dirname(dir)
+  if (await makeDirectory(shard)) base.durable.delete(shard)
+  await makeDirectory(dir)
+}
+
+/** Resolves to false when it is there already. */
+async function makeDirectory(path: string): Promise<boolean> {
+  try {
+    await mkdir(path)
+    return true
+  } catch (error) {
+    if (errnoOf(error) !== 'EEXIST') throw error
+    return false
+  }
+}
+
+/** Brings all that is to be published onto the store's disk; what it makes is added to `staged` at once. */
+async function stage(dir: string, publication: Publication, staged: Staged[]): Promise<void> {
+  const device = (await stat(dir)).dev
+  const { files, status, result } = publication
+  const work = [...files].map(
+    ([name, source]) =>
+      () =>
+        stageFile(dir, name, source, device, staged),
+  )
+  work.push(() => stageText(dir, 'status.json', status, staged))
+  if (result !== undefined) work.push(() => stageText(dir, 'result.json', result, staged))
+  for (let i = 0; i < work.length; i += STAGED_AT_ONCE) {
+    const ended = await Promise.allSettled(work.slice(i, i + STAGED_AT_ONCE).map((begin) => begin()))
+    for (const end of ended) if (end.status === 'rejected') throw end.reason
+  }
+}
+
+async function stageFile(dir: string, name: string, source: string, device: number, staged: Staged[]): Promise<void> {
+  const handle = await openSource(name, source)
+  try {
+    if ((await handle.stat()).dev !== device) {
+      await writeTemporary(dir, name, handle.createReadStream({ autoClose: false }), staged)
+      return
+    }
+    await handle.sync()
+    staged.push({ name, path: source })
+  } finally {
+    await handle.close()
+  }
+}
+
+async function stageText(dir: string, name: string, text: string, staged: Staged[]): Promise<void> {
+  await writeTemporary(dir, name, [Buffer.from(text)], staged)
+}
+
+async function writeTemporary(
+  dir: string,
+  name: string,
+  chunks: Iterable<Buffer> | AsyncIterable<Buffer>,
+  staged: Staged[],
+): Promise<void> {
+  const path = join(dir, temporaryName())
+  const handle = await open(path, 'wx')
+  staged.push({ name, path })
+  try {
+    for await (const chunk of chunks) await writeWhole(handle, chunk)
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
+async function writeWhole(handle: FileHandle, chunk: Buffer): Promise<void> {
+  let done = 0
+  while (done < chunk.length) done += (await handle.write(chunk, done)).bytesWritten
+}
+
+/** Two mounts of one disk have one device number and still refuse the rename. */
+async function moveInto(dir: string, file: Staged, staged: Staged[]): Promise<void> {
+  const target = join(dir, file.name)
+  try {
+    await rename(file.path, target)
+    return
+  } catch (error) {
+    if (errnoOf(error) !== 'EXDEV') throw error
+  }
+  const handle = await openSource(file.name, file.path)
+  const copies: Staged[] = []
+  try {
+    await writeTemporary(dir, file.name, handle.createReadStream({ autoClose: false }), copies)
+  } finally {
+    staged.push(...copies)
+    await handle.close()
+  }
+  for (const copy of copies) await rename(copy.path, target)
+}
+
+/** Removes what an earlier, half-done publication of the job left, so that only listed files are served. */
+async function removeLeftovers(dir: string, wanted: ReadonlySet<string>): Promise<void> {
+  for (const name of await readdir(dir)) {
+    const path = join(dir, name)
+    if (wanted.has(name)) continue
+    if (name.startsWith('.') && ((await statOf(path))?.mtimeMs ?? 0) > Date.now() - STALE_MS) continue
+    await rm(path, { recursive: true, force: true })
+  }
+}
+
+async function removeTemporaries(staged: readonly Staged[]): Promise<void> {
+  for (const { path } of staged) if (isTemporary(path)) await rm(path, { force: true }).catch(() => {})
+}
+
+async function syncDirectories(base: Base, dir: string): Promise<void> {
+  const shard = dirname(dir)
+  const isNew = !base.durable.has(shard)
+  await Promise.all([dir, shard, ...(isNew ? [base.path] : [])].map(syncDirectory))
+  base.durable.add(shard)
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY)
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
+function temporaryName(): string {
+  return `.${randomBytes(8).toString('hex')}.tmp`
+}
+
+function isTemporary(path: string): boolean {
+  return /\/\.[0-9a-f]{16}\.tmp$/.test(path)
+}
+
+async function checkBase(base: string): Promise<string[]> {
+  const make = `create it with: mkdir -p ${shellWord(base)}`
+  try {
+    if (!(await stat(base)).isDirectory())
+      return [`the result directory ${base} is not a directory; move it away, then ${make}`]
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return [`the result directory ${base} does not exist; ${make}`]
+    return [storeError(base, error).message]
+  }
+  // Really written: the superuser passes every question about permissions, on a read-only disk too.
+  const probe = join(base, temporaryName())
+  try {
+    const handle = await open(probe, 'wx')
+    await handle.writeFile('x').finally(() => handle.close())
+    await unlink(probe)
+    return await checkWorkDir(join(base, '.work'))
+  } catch (error) {
+    await rm(probe, { force: true }).catch(() => {})
+    return [storeError(base, error).message]
+  }
+}
+
+/** Scratch directories of runs lie on the same disk, so that outputs are published by a rename. */
+async function checkWorkDir(path: string): Promise<string[]> {
+  try {
+    await mkdir(path, { mode: 0o700 })
+  } catch (error) {
+    if (errnoOf(error) !== 'EEXIST') throw error
+  }
+  if ((await stat(path)).isDirectory()) return []
+  return [`${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`]
+}
+
+function shellWord(text: string): string {
+  return /^[A-Za-z0-9_./:@%+,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
+}
+
+async function statOf(path: string): Promise<Stats | undefined> {
+  try {
+    return await lstat(path)
+  } catch (error) {
+    if (isAbsence(error)) return undefined
+    throw error
+  }
+}
+
+/** Codes that mean: nothing of that name is there that we would serve. */
+function isAbsence(error: unknown): boolean {
+  return ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EISDIR'].includes(errnoOf(error))
+}
+
+async function guard<T>(base: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (error) {
+    throw error instanceof StoreError ? error : storeError(base, error)
+  }
+}
+
+function storeError(base: string, cause: unknown): StoreError {
+  const code = errnoOf(cause)
+  const path = (cause as NodeJS.ErrnoException | undefined)?.path ?? base
+  switch (code) {
+    case 'ENOSPC':
+      return new StoreError(
+        'full',
+        `the disk of the result directory ${base} is full (${code}); free space on it`,
+        cause,
+      )
+    case 'EDQUOT':
+      return new StoreError('full', `the disk quota for ${base} is used up (${code}); raise it or free space`, cause)
+    case 'EROFS':
+      return new StoreError(
+        'denied',
+        `the result directory ${base} is on a read-only disk (${code}); mount it writable`,
+        cause,
+      )
+    case 'EACCES':
+    case 'EPERM':
+      return new StoreError(
+        'denied',
+        `no permission for ${path} (${code}); let the worker's user read and write all below ${base}`,
+        cause,
+      )
+    case 'ENOENT':
+    case 'ENOTDIR':
+      return new StoreError(
+        'unavailable',
+        `${path} is not there or not a directory (${code}); see that the result directory ${base} exists and is mounted`,
+        cause,
+      )
+    case 'EMFILE':
+    case 'ENFILE':
+      return new StoreError(
+        'unavailable',
+        `too many open files to use ${path} (${code}); raise the limit (ulimit -n)`,
+        cause,
+      )
+    case 'EIO':
+      return new StoreError('unavailable', `the disk failed at ${path} (${code}); see the system's log`, cause)
+    default: {
+      const reason = cause instanceof Error ? cause.message : String(cause)
+      return new StoreError('failed', `the result directory ${base} could not be used: ${reason}`, cause)
+    }
+  }
+}

@@ -1,0 +1,60 @@
+/** What a store takes: the names, and the files that bytes are read from. The same for every driver. */
+
+import { constants } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
+import { describe, isUuid, uuidProblem } from '../job/package.ts'
+import { type Publication, StoreError } from './store.ts'
+
+/** what file systems take */
+const MAX_NAME_BYTES = 255
+
+/**
+ * Tells whether an output or log may have this name in a job's directory: one path segment that is neither hidden nor
+ * a document of ours.
+ */
+function isOutputName(name: string): boolean {
+  return isFileName(name) && name !== 'result.json' && name !== 'status.json'
+}
+
+/** Tells whether this may be the name of anything that is published. */
+export function isFileName(name: string): boolean {
+  return (
+    name !== '' &&
+    !name.startsWith('.') &&
+    !/[/\u0000]/.test(name) &&
+    name !== 'input.json' &&
+    Buffer.byteLength(name) <= MAX_NAME_BYTES
+  )
+}
+
+/** @throws StoreError when a store must not take this */
+export function checkPublication(publication: Publication): void {
+  checkUuid(publication.uuid)
+  for (const name of publication.files.keys()) {
+    if (isOutputName(name)) continue
+    throw new StoreError('failed', `a file named ${describe(name)} cannot be published; its name is taken or hidden`)
+  }
+}
+
+/** @throws StoreError when the uuid is malformed: it becomes a path */
+export function checkUuid(uuid: string): void {
+  if (!isUuid(uuid)) throw new StoreError('failed', uuidProblem(uuid))
+}
+
+/** Never through a link: an algorithm that leaves one would publish a file of the worker's. */
+export async function openSource(name: string, source: string): Promise<FileHandle> {
+  const handle = await open(source, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch((error) => {
+    const code = errnoOf(error)
+    if (!['ENOENT', 'ELOOP', 'ENXIO', 'EACCES'].includes(code)) throw error
+    const problem = `${source} is gone, a link, or not readable (${code})`
+    throw new StoreError('failed', `${name} cannot be published: ${problem}`, error)
+  })
+  if ((await handle.stat()).isFile()) return handle
+  await handle.close()
+  throw new StoreError('failed', `${name} cannot be published: ${source} is not a regular file`)
+}
+
+/** The system's code of an error, such as ENOSPC; empty when it has none. */
+export function errnoOf(error: unknown): string {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : ''
+}

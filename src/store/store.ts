@@ -1,0 +1,80 @@
+/** Where results rest. Two drivers: a local directory (always), and an S3 bucket (when one is configured). */
+
+/** What a store does with a job that published. */
+export interface Publication {
+  readonly uuid: string
+  /** Outputs and logs: name in the job's directory -> absolute path of the file that holds the bytes. Moved or copied. */
+  readonly files: ReadonlyMap<string, string>
+  /** Text of `status.json`. */
+  readonly status: string
+  /** Text of `result.json`, the commit point: written last. Absent for an attempt that did not succeed. */
+  readonly result?: string
+}
+
+/** A document or file of a job as a reader gets it. */
+export interface StoredFile {
+  readonly path: string
+  readonly bytes: number
+  readonly modified: Date
+}
+
+export interface Store {
+  /** Tells what is wrong with the place, one line a problem with its remedy; empty when it can be used. */
+  check(): Promise<string[]>
+  /**
+   * Publishes files first, `status.json` next, `result.json` last; all durable when the promise settles.
+   * `beforeCommit` runs right before `result.json` is written; when it answers false nothing is committed and
+   * the promise resolves to false.
+   * @throws StoreError
+   */
+  publish(publication: Publication, beforeCommit?: () => Promise<boolean>): Promise<boolean>
+  /** Replaces only `status.json`. @throws StoreError */
+  writeStatus(uuid: string, status: string): Promise<void>
+  /** Text of a document, or undefined when there is none. @throws StoreError */
+  read(uuid: string, document: 'status.json' | 'result.json'): Promise<string | undefined>
+  close(): Promise<void>
+}
+
+/** The store that a worker's own HTTP server serves from. */
+export interface LocalStore extends Store {
+  /**
+   * A published file, or undefined when there is none that may be served: the uuid or name is malformed, it is no
+   * regular file, it is a link, or it is an output of a job whose result is not committed yet.
+   */
+  find(uuid: string, name: string): Promise<StoredFile | undefined>
+}
+
+export interface S3Options {
+  readonly bucket: string
+  /** put before `<uuid>/...`; no leading slash, ends with one unless empty */
+  readonly prefix: string
+  /** for servers that are not AWS */
+  readonly endpoint?: string
+  readonly region: string
+  readonly forcePathStyle: boolean
+}
+
+/** Opens the store under a base directory. */
+export async function openLocalStore(baseDir: string): Promise<LocalStore> {
+  const { openLocal } = await import('./local.ts')
+  return openLocal(baseDir)
+}
+
+/** Opens the store in a bucket; the SDK is loaded only here. */
+export async function openS3Store(options: S3Options): Promise<Store> {
+  const { openS3 } = await import('./s3.ts')
+  return openS3(options)
+}
+
+export type StoreErrorCode = 'full' | 'denied' | 'unavailable' | 'failed'
+
+/** The place where results rest cannot do its part; the job is not at fault. */
+export class StoreError extends Error {
+  readonly code: StoreErrorCode
+
+  constructor(code: StoreErrorCode, message: string, cause?: unknown) {
+    super(message, { cause })
+    this.name = 'StoreError'
+    this.code = code
+  }
+}
