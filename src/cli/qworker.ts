@@ -110,6 +110,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
     directoryOf: (uuid) => join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid),
     urlOf: (uuid) => `${config.RESULT_BASEURL}/${uuid}`,
   })
+  handleSignals(config, worker, bus)
   bus.emit({
     event: 'worker_ready',
     worker: name,
@@ -123,7 +124,6 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
         ? null
         : `http://${server.host.includes(':') ? `[${server.host}]` : server.host}:${server.port}/`,
   })
-  handleSignals(config, worker, bus)
   await worker.done
   await server?.close()
   await Promise.all([stores.local.close(), stores.s3?.close()])

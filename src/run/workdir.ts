@@ -44,8 +44,11 @@ export async function createWorkdir(
   await mkdir(scratch, { recursive: true, mode: 0o700 })
   const input = join(scratch, 'input.json')
   await writeFile(input, payloadJson)
+  const streams = ['stdout.log', 'stderr.log'].map((name) => join(path, name)) as [string, string]
+  // There from the start: a run whose program cannot be started has its (empty) logs too.
+  for (const stream of streams) await writeFile(stream, '')
   if (settings !== undefined) await writeFile(join(scratch, SETTINGS_FILE), JSON.stringify(settings), { mode: 0o600 })
-  return { path, scratch, input, stdout: join(path, 'stdout.log'), stderr: join(path, 'stderr.log') }
+  return { path, scratch, input, stdout: streams[0], stderr: streams[1] }
 }
 
 /** Removes a run's directory and all in it. Never throws: what cannot be removed is found at the next start. */

@@ -1,0 +1,406 @@
+/**
+ * The beanstalkd driver; the only file that knows fivebeans.
+ *
+ * fivebeans matches replies to commands and nothing else, so this file adds what a caller must be able to rely on:
+ * - Every promise is settled. fivebeans drops its callbacks when the connection closes; here each command is kept in
+ *   `pending` until it is answered, and all of them are rejected when the connection fails.
+ * - No command waits for ever. Replies come in the order of the commands, so one clock watches the oldest only.
+ * - No exception leaves a callback: in fivebeans it would leave its buffer in the middle of a reply.
+ * - Replies in YAML are read here, as text: a YAML parser makes a number of a tube that is called 007.
+ */
+
+import FiveBeansClient from 'fivebeans/lib/client.js'
+import { describe } from '../job/package.ts'
+import {
+  isTubeName,
+  type PutOptions,
+  type Queue,
+  QueueError,
+  type QueueErrorCode,
+  type Reservation,
+  type Ticket,
+  type TicketState,
+} from './queue.ts'
+
+const DEFAULT_PORT = 11300
+const MAX_UINT32 = 4294967295
+
+export interface BeanstalkLimits {
+  /** for the TCP connection, and again for the first reply */
+  readonly connectMs: number
+  /** for each reply, counted from when the one before it came; `reserve` has its own timeout on top */
+  readonly replyMs: number
+}
+
+const LIMITS: BeanstalkLimits = { connectMs: 5_000, replyMs: 10_000 }
+
+/** What the broker said: the expected word with its arguments, or another word. */
+type Reply = { readonly ok: true; readonly args: readonly unknown[] } | { readonly ok: false; readonly word: string }
+
+type Callback = (word: string | null, ...args: unknown[]) => void
+
+interface Command {
+  readonly limitMs: number
+  readonly resolve: (reply: Reply) => void
+  readonly reject: (error: QueueError) => void
+}
+
+/** @throws QueueError `unreachable` when nothing answers at the URL, or something that is no beanstalkd */
+export async function openBeanstalk(url: string, limits: Partial<BeanstalkLimits> = {}): Promise<Queue> {
+  const { connectMs, replyMs } = { ...LIMITS, ...limits }
+  const { hostname, port } = new URL(url)
+  const host = hostname.replace(/^\[(.*)\]$/, '$1') || 'localhost'
+  const connection = new Connection(host, port === '' ? DEFAULT_PORT : Number(port), replyMs)
+  await connection.connect(connectMs)
+  return new BeanstalkQueue(connection, await readMaxBodyBytes(connection, Math.min(connectMs, replyMs)))
+}
+
+async function readMaxBodyBytes(connection: Connection, limitMs: number): Promise<number> {
+  let said = 'it closed the connection or did not answer'
+  try {
+    const stats = await connection.askStats((client, callback) => client.stats(callback), limitMs)
+    const bytes = Number(typeof stats === 'string' ? undefined : stats.get('max-job-size'))
+    if (Number.isSafeInteger(bytes) && bytes > 0) return bytes
+    said = typeof stats === 'string' ? `it said ${describe(stats)}` : 'its statistics have no max-job-size'
+  } catch (cause) {
+    if (!(cause instanceof QueueError)) throw cause
+    if (cause.code === 'closed') throw cause
+  }
+  connection.fail('closed', 'the peer is no beanstalkd')
+  throw new QueueError('unreachable', `what answers at ${connection.address} is not beanstalkd (${said})`)
+}
+
+class BeanstalkQueue implements Queue {
+  readonly maxBodyBytes: number
+  readonly #connection: Connection
+  #usedTube = 'default'
+  readonly #watched = new Set(['default'])
+
+  constructor(connection: Connection, maxBodyBytes: number) {
+    this.#connection = connection
+    this.maxBodyBytes = maxBodyBytes
+  }
+
+  // Runs up to the write without a pause, so that puts go out in the order of the calls.
+  async put(body: Uint8Array, options: PutOptions): Promise<Ticket> {
+    const { tube, priority, delaySeconds, ttrSeconds } = options
+    checkTube(tube)
+    checkNumber('priority', priority, 0)
+    checkNumber('delay', delaySeconds, 0)
+    checkNumber('TTR', ttrSeconds, 1)
+    this.#use(tube)
+    const bytes = Buffer.isBuffer(body) ? body : Buffer.from(body.buffer, body.byteOffset, body.byteLength)
+    const reply = await this.#connection.ask((client, callback) =>
+      client.put(priority, delaySeconds, ttrSeconds, bytes, callback),
+    )
+    if (reply.ok) return String(reply.args[0])
+    switch (reply.word) {
+      case 'JOB_TOO_BIG':
+        throw new QueueError('too_big', `the job has ${bytes.length} bytes; beanstalkd takes ${this.maxBodyBytes}`)
+      case 'BURIED':
+        throw new QueueError('refused', 'beanstalkd is out of memory and buried the job at once')
+      default:
+        throw this.#connection.refuse('put', reply.word)
+    }
+  }
+
+  #use(tube: string): void {
+    if (tube === this.#usedTube) return
+    this.#usedTube = tube
+    // Not awaited: the puts that follow are on their way already. Should it fail they go to a wrong tube: stop then.
+    this.#connection
+      .ask((client, callback) => client.use(tube, callback))
+      .then(
+        (reply) => reply.ok || this.#connection.fail('protocol', `beanstalkd answered ${reply.word} to use ${tube}`),
+        () => undefined,
+      )
+  }
+
+  async watch(tubes: readonly string[]): Promise<void> {
+    if (tubes.length === 0) throw new QueueError('protocol', 'a connection must watch at least one tube; none is named')
+    tubes.forEach(checkTube)
+    const wanted = new Set(tubes)
+    // First watch, then ignore: a connection that watches nothing is refused with NOT_IGNORED.
+    const added = [...wanted].filter((tube) => !this.#watched.has(tube)).map((tube) => this.#change('watch', tube))
+    const removed = [...this.#watched].filter((tube) => !wanted.has(tube)).map((tube) => this.#change('ignore', tube))
+    await Promise.all([...added, ...removed])
+  }
+
+  async #change(verb: 'watch' | 'ignore', tube: string): Promise<void> {
+    const reply = await this.#connection.ask((client, callback) => client[verb](tube, callback))
+    if (!reply.ok) throw this.#connection.refuse(verb, reply.word)
+    if (verb === 'watch') this.#watched.add(tube)
+    else this.#watched.delete(tube)
+  }
+
+  async reserve(timeoutSeconds: number): Promise<Reservation | undefined> {
+    const seconds = Math.max(0, Math.ceil(timeoutSeconds))
+    const reply = await this.#connection.ask(
+      (client, callback) => client.reserve_with_timeout(seconds, callback),
+      seconds * 1000 + this.#connection.replyMs,
+    )
+    if (!reply.ok) {
+      if (reply.word === 'TIMED_OUT' || reply.word === 'DEADLINE_SOON') return undefined
+      throw this.#connection.refuse('reserve', reply.word)
+    }
+    const ticket = String(reply.args[0])
+    const stats = await this.#statsOf(ticket)
+    // Gone between the two replies: its TTR was over and somebody deleted it.
+    return stats && makeReservation(this.#connection, ticket, reply.args[1] as Buffer, stats)
+  }
+
+  async ticketState(ticket: Ticket): Promise<TicketState> {
+    if (!/^\d{1,20}$/.test(ticket))
+      throw new QueueError('protocol', `a ticket is a number; this is ${describe(ticket)}`)
+    const state = (await this.#statsOf(ticket))?.get('state')
+    switch (state) {
+      case undefined:
+        return 'gone'
+      case 'ready':
+      case 'delayed':
+      case 'reserved':
+      case 'buried':
+        return state
+      default:
+        throw new QueueError('protocol', `beanstalkd tells an unknown state of job ${ticket}: ${describe(state)}`)
+    }
+  }
+
+  async #statsOf(ticket: Ticket): Promise<ReadonlyMap<string, string> | undefined> {
+    const stats = await this.#connection.askStats((client, callback) => client.stats_job(ticket, callback))
+    if (typeof stats !== 'string') return stats
+    if (stats === 'NOT_FOUND') return undefined
+    throw this.#connection.refuse('stats-job', stats)
+  }
+
+  close(): void {
+    this.#connection.fail('closed', `the connection to beanstalkd at ${this.#connection.address} is closed`)
+  }
+}
+
+function makeReservation(
+  connection: Connection,
+  ticket: Ticket,
+  body: Buffer,
+  stats: ReadonlyMap<string, string>,
+): Reservation {
+  const settle = async (verb: string, send: (client: FiveBeansClient, callback: Callback) => void) => {
+    const reply = await connection.ask(send)
+    if (reply.ok) return
+    if (reply.word === 'NOT_FOUND') {
+      throw new QueueError('not_found', `cannot ${verb} job ${ticket}: it is not there, or no longer ours`)
+    }
+    throw connection.refuse(verb, reply.word)
+  }
+  return {
+    ticket,
+    body,
+    tube: stats.get('tube') ?? '',
+    priority: Number(stats.get('pri')),
+    ttrSeconds: Number(stats.get('ttr')),
+    ageSeconds: Number(stats.get('age')),
+    reserves: Number(stats.get('reserves')),
+    touch: () => settle('touch', (client, callback) => client.touch(ticket, callback)),
+    delete: () => settle('delete', (client, callback) => client.destroy(ticket, callback)),
+    async release({ priority, delaySeconds }) {
+      checkNumber('priority', priority, 0)
+      checkNumber('delay', delaySeconds, 0)
+      await settle('release', (client, callback) => client.release(ticket, priority, delaySeconds, callback))
+    },
+    async bury(priority) {
+      checkNumber('priority', priority, 0)
+      await settle('bury', (client, callback) => client.bury(ticket, priority, callback))
+    },
+  }
+}
+
+/** A fivebeans client whose commands are always answered: by the broker, or by the end of the connection. */
+class Connection {
+  readonly address: string
+  readonly replyMs: number
+  readonly #client: FiveBeansClient
+  /** oldest first */
+  readonly #pending = new Set<Command>()
+  /** when the oldest pending command became the oldest */
+  #oldestSince = 0
+  #clock: NodeJS.Timeout | undefined
+  #overdue: Command | undefined
+  #failure: { code: QueueErrorCode; message: string; cause: unknown } | undefined
+
+  constructor(host: string, port: number, replyMs: number) {
+    this.address = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+    this.replyMs = replyMs
+    this.#client = new FiveBeansClient(host, port)
+  }
+
+  connect(limitMs: number): Promise<void> {
+    const client = this.#client
+    return new Promise((resolve, reject) => {
+      let connecting = true
+      const giveUp = (reason: string, cause?: unknown) => {
+        clearTimeout(timer)
+        this.fail('unreachable', reason)
+        reject(new QueueError('unreachable', `cannot connect to beanstalkd at ${this.address} (${reason})`, cause))
+      }
+      const timer = setTimeout(() => giveUp(`no answer within ${limitMs / 1000} s`), limitMs)
+      client.once('connect', () => {
+        clearTimeout(timer)
+        connecting = false
+        if (this.#failure === undefined) resolve()
+      })
+      client.on('error', (error: unknown) => {
+        if (connecting) giveUp(describeCause(error), error)
+        else this.#lose(describeCause(error), error)
+      })
+      client.on('close', () => this.#lose('the broker closed it'))
+      this.#guardReplies()
+      client.connect()
+      client.stream?.setNoDelay(true)
+      client.stream?.setKeepAlive(true, 60_000)
+    })
+  }
+
+  /** Sends one command. The promise is rejected only when the connection fails; another reply is a value. */
+  ask(send: (client: FiveBeansClient, callback: Callback) => void, limitMs: number = this.replyMs): Promise<Reply> {
+    return new Promise((resolve, reject) => {
+      if (this.#failure !== undefined) return reject(this.#makeError(this.#failure))
+      const command: Command = { limitMs, resolve, reject }
+      if (this.#pending.size === 0) this.#oldestSince = performance.now()
+      this.#pending.add(command)
+      this.#clock ??= setInterval(() => this.#checkOldest(), Math.min(1000, this.replyMs / 4, limitMs / 4)).unref()
+      send(this.#client, (word, ...args) => {
+        if (!this.#pending.delete(command)) return
+        this.#oldestSince = performance.now()
+        resolve(word === null ? { ok: true, args } : { ok: false, word })
+      })
+    })
+  }
+
+  /** Sends a command that is answered with a YAML dictionary; the word itself when the reply is another. */
+  async askStats(
+    send: (client: FiveBeansClient, callback: Callback) => void,
+    limitMs?: number,
+  ): Promise<ReadonlyMap<string, string> | string> {
+    const reply = await this.ask((client, callback) => {
+      send(client, callback)
+      const handler = client.handlers.at(-1)?.[0]
+      if (handler !== undefined) handler.RESPONSES_REQUIRING_BODY = { OK: 'passthrough' }
+    }, limitMs)
+    return reply.ok ? readDictionary(reply.args[0]) : reply.word
+  }
+
+  /** The error for a reply that is neither the expected one nor foreseen by the caller. */
+  refuse(verb: string, word: string): QueueError {
+    switch (word) {
+      case 'DRAINING':
+        return new QueueError(
+          'refused',
+          `beanstalkd at ${this.address} drains: it takes no more jobs until it is restarted`,
+        )
+      case 'OUT_OF_MEMORY':
+        return new QueueError('refused', `beanstalkd at ${this.address} is out of memory`)
+      case 'BURIED':
+        return new QueueError('refused', `beanstalkd at ${this.address} is out of memory and buried the job`)
+      case 'INTERNAL_ERROR':
+        return new QueueError('protocol', `beanstalkd at ${this.address} answered ${word} to ${verb}`)
+      default:
+        // BAD_FORMAT to a put, for one, makes a command of the body: no later reply on this connection can be trusted.
+        this.fail('protocol', `beanstalkd at ${this.address} answered ${describe(word)} to ${verb}`)
+        return new QueueError('protocol', `beanstalkd at ${this.address} answered ${describe(word)} to ${verb}`)
+    }
+  }
+
+  /** Ends the connection and rejects whatever waits on it. Only the first call counts. */
+  fail(code: QueueErrorCode, message: string, cause?: unknown): void {
+    if (this.#failure !== undefined) return
+    this.#failure = { code, message, cause }
+    clearInterval(this.#clock)
+    this.#client.stream?.destroy()
+    const waiting = [...this.#pending]
+    this.#pending.clear()
+    for (const command of waiting) command.reject(this.#makeError(this.#failure))
+  }
+
+  #lose(reason: string, cause?: unknown): void {
+    this.fail('connection_lost', `the connection to beanstalkd at ${this.address} was lost (${reason})`, cause)
+  }
+
+  #makeError({ code, message, cause }: { code: QueueErrorCode; message: string; cause: unknown }): QueueError {
+    return new QueueError(code, message, cause)
+  }
+
+  #guardReplies(): void {
+    const client = this.#client
+    const handle = client.tryHandlingResponse
+    client.tryHandlingResponse = () => {
+      if (this.#failure !== undefined) return
+      const isAsked = client.handlers.length > 0
+      try {
+        handle.call(client)
+        // What is left over would be taken for the reply to the next command.
+        if (!isAsked || (client.handlers.length === 0 && client.buffer?.length)) {
+          this.fail('protocol', `${this.address} spoke without being asked`)
+        }
+      } catch (cause) {
+        this.fail('protocol', `the reply from ${this.address} cannot be read`, cause)
+      }
+    }
+  }
+
+  /**
+   * A command is overdue only when it is found so twice: after our own process was stopped or busy for long, the first
+   * look comes before the replies that wait in the socket are read.
+   */
+  #checkOldest(): void {
+    const [oldest] = this.#pending
+    if (oldest === undefined) {
+      clearInterval(this.#clock)
+      this.#clock = undefined
+    } else if (performance.now() - this.#oldestSince >= oldest.limitMs) {
+      if (this.#overdue === oldest) this.#lose(`no answer within ${oldest.limitMs / 1000} s`)
+      this.#overdue = oldest
+    }
+  }
+}
+
+/** `key: value` lines; the only YAML that the commands used here are answered with. */
+function readDictionary(body: unknown): ReadonlyMap<string, string> {
+  const pairs = String(body)
+    .split('\n')
+    .flatMap((line) => {
+      const match = /^([a-z-]+): (.*)$/.exec(line)
+      return match ? [[match[1] as string, (match[2] as string).replace(/^"(.*)"$/, '$1')] as const] : []
+    })
+  return new Map(pairs)
+}
+
+function checkTube(name: string): void {
+  if (isTubeName(name)) return
+  throw new QueueError(
+    'protocol',
+    `a tube name is 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), not beginning with -; this is ${describe(name)}`,
+  )
+}
+
+function checkNumber(what: string, value: number, min: number): void {
+  if (Number.isInteger(value) && value >= min && value <= MAX_UINT32) return
+  throw new QueueError('protocol', `${what} must be a whole number from ${min} to ${MAX_UINT32}; it is ${value}`)
+}
+
+function describeCause(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException
+  switch (code) {
+    case 'ECONNREFUSED':
+      return 'connection refused'
+    case 'ECONNRESET':
+    case 'EPIPE':
+      return 'connection reset'
+    case 'ENOTFOUND':
+    case 'EAI_AGAIN':
+      return 'host not found'
+    case 'ETIMEDOUT':
+      return 'timed out'
+    default:
+      return code ?? message ?? 'unknown error'
+  }
+}

@@ -1,0 +1,100 @@
+/** Where jobs wait: the contract that every queue driver fulfils. All times are seconds. */
+
+/** The broker's number for a job. */
+export type Ticket = string
+
+export interface PutOptions {
+  readonly tube: string
+  /** 0 is most urgent, 4294967295 least */
+  readonly priority: number
+  readonly delaySeconds: number
+  /** at least 1 */
+  readonly ttrSeconds: number
+}
+
+/** A work package held by one slot until it is settled. Every method throws QueueError. */
+export interface Reservation {
+  readonly ticket: Ticket
+  readonly body: Buffer
+  readonly tube: string
+  readonly priority: number
+  readonly ttrSeconds: number
+  /** seconds since the job was put */
+  readonly ageSeconds: number
+  /** times the broker remembers that the job was reserved; not an attempt count: it is lost when the broker restarts */
+  readonly reserves: number
+  /** Starts the TTR anew. QueueError `not_found` when the reservation is no longer ours. */
+  touch(): Promise<void>
+  delete(): Promise<void>
+  release(options: { priority: number; delaySeconds: number }): Promise<void>
+  bury(priority: number): Promise<void>
+}
+
+/** What the broker knows of one ticket. */
+export type TicketState = 'ready' | 'delayed' | 'reserved' | 'buried' | 'gone'
+
+/**
+ * One connection to a broker. While `reserve` waits, nothing else on it is processed: a slot needs a queue of its own.
+ * After the connection is lost every method throws QueueError `connection_lost`; open a new one.
+ */
+export interface Queue {
+  /** Largest body in bytes that the broker takes. */
+  readonly maxBodyBytes: number
+  /** Puts a body; several puts may be under way at once, they are answered in order. @throws QueueError */
+  put(body: Uint8Array, options: PutOptions): Promise<Ticket>
+  /** Takes jobs from these tubes and no others. @throws QueueError */
+  watch(tubes: readonly string[]): Promise<void>
+  /** The next job, or undefined when none came within the time. @throws QueueError */
+  reserve(timeoutSeconds: number): Promise<Reservation | undefined>
+  /** @throws QueueError */
+  ticketState(ticket: Ticket): Promise<TicketState>
+  /** Ends the connection; whatever waits on it fails with `closed`. Reservations fall back to the tube. */
+  close(): void
+}
+
+export type QueueErrorCode =
+  /** nothing answers at that address, or what answers is no broker */
+  | 'unreachable'
+  /** the connection broke, or the broker did not answer in time */
+  | 'connection_lost'
+  /** we closed it */
+  | 'closed'
+  /** the job is not there, or not ours */
+  | 'not_found'
+  | 'too_big'
+  /** the broker takes no more jobs now: it drains or is out of memory */
+  | 'refused'
+  /** a reply that the protocol does not foresee here */
+  | 'protocol'
+
+export class QueueError extends Error {
+  readonly code: QueueErrorCode
+
+  constructor(code: QueueErrorCode, message: string, cause?: unknown) {
+    super(message, { cause })
+    this.name = 'QueueError'
+    this.code = code
+  }
+}
+
+/** Tube names as beanstalkd takes them. */
+export function isTubeName(name: string): boolean {
+  return /^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}$/.test(name)
+}
+
+/**
+ * Opens one connection.
+ * @param url `beanstalk://host:port`
+ * @throws QueueError `unreachable`
+ */
+export async function openQueue(url: string): Promise<Queue> {
+  const { protocol } = new URL(url)
+  switch (protocol) {
+    case 'beanstalk:': {
+      const { openBeanstalk } = await import('./beanstalk.ts')
+      return openBeanstalk(url)
+    }
+    default:
+      throw new QueueError('unreachable', `no queue driver for ${protocol}// - use beanstalk://host:port`)
+  }
+}

@@ -1,0 +1,387 @@
+import { once } from 'node:events'
+import { createServer as createHttpServer } from 'node:http'
+import { createServer, type Server, type Socket } from 'node:net'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
+import { openBeanstalk } from '../../src/queue/beanstalk.ts'
+import { openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
+import { freePort, startBroker, type TestBroker } from '../support/broker.ts'
+
+let broker: TestBroker
+let tubes = 0
+
+beforeAll(async () => {
+  broker = await startBroker()
+})
+afterAll(() => broker.stop())
+
+const newTube = () => `tube-${++tubes}`
+const inTube = (tube: string, more: Partial<PutOptions> = {}): PutOptions => ({
+  tube,
+  priority: 1337,
+  delaySeconds: 0,
+  ttrSeconds: 60,
+  ...more,
+})
+
+async function openHere(url = broker.url, limits = {}): Promise<Queue> {
+  const queue = await openBeanstalk(url, limits)
+  onTestFinished(() => queue.close())
+  return queue
+}
+
+/** The code of the error that the promise ends with. */
+async function codeOf(promise: Promise<unknown>): Promise<string> {
+  const error = await promise.then(
+    () => new Error('it was kept'),
+    (reason: unknown) => reason,
+  )
+  expect(error).toBeInstanceOf(QueueError)
+  return (error as QueueError).code
+}
+
+async function reserveOne(queue: Queue) {
+  const reservation = await queue.reserve(5)
+  if (reservation === undefined) throw new Error('no job came within 5 s')
+  return reservation
+}
+
+/** A peer of ours that says what a test wants. */
+async function startPeer(onSocket: (socket: Socket) => void): Promise<string> {
+  const server: Server = createServer(onSocket).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const sockets = new Set<Socket>()
+  server.on('connection', (socket) => sockets.add(socket.on('error', () => undefined)))
+  onTestFinished(() => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  return `beanstalk://127.0.0.1:${(server.address() as { port: number }).port}`
+}
+
+/** Answers stats as beanstalkd does, then hands each further command to the test. */
+function startFakeBroker(onCommand: (socket: Socket, command: string) => void): Promise<string> {
+  const stats = '---\nmax-job-size: 65535\nversion: "1.12"\n'
+  return startPeer((socket) => {
+    socket.on('data', (chunk) => {
+      if (String(chunk) === 'stats\r\n') socket.write(`OK ${stats.length}\r\n${stats}\r\n`)
+      else onCommand(socket, String(chunk))
+    })
+  })
+}
+
+describe('a queue on beanstalkd', () => {
+  it('is opened by its URL and knows the largest body', async () => {
+    const queue = await openQueue(broker.url)
+    onTestFinished(() => queue.close())
+    expect(queue.maxBodyBytes).toBe(65_535)
+    const small = await startBroker({ args: ['-z', '1000'] })
+    onTestFinished(() => small.stop())
+    expect((await openHere(small.url)).maxBodyBytes).toBe(1000)
+  })
+
+  it('hands a job on with its bytes, tube, priority, TTR, age and reserves', async () => {
+    const tube = newTube()
+    const queue = await openHere()
+    const body = Buffer.from([0, 13, 10, 255, 13, 10])
+    const ticket = await queue.put(body, inTube(tube, { priority: 4_294_967_295, ttrSeconds: 7 }))
+    await queue.watch([tube])
+    const job = await reserveOne(queue)
+    expect(job).toMatchObject({ ticket, tube, priority: 4_294_967_295, ttrSeconds: 7, ageSeconds: 0, reserves: 1 })
+    expect(job.body).toEqual(body)
+  })
+
+  it('takes an empty body, and one of exactly the limit', async () => {
+    const tube = newTube()
+    const queue = await openHere()
+    await queue.watch([tube])
+    for (const size of [0, queue.maxBodyBytes]) {
+      await queue.put(new Uint8Array(size).fill(120), inTube(tube))
+      const job = await reserveOne(queue)
+      expect(job.body.length).toBe(size)
+      await job.delete()
+    }
+    expect(await codeOf(queue.put(Buffer.alloc(queue.maxBodyBytes + 1), inTube(tube)))).toBe('too_big')
+    expect(await queue.put(Buffer.from('after'), inTube(tube))).toMatch(/^\d+$/)
+  })
+
+  it.each(['123', '007', '1e3', 'null', 'true', '0x10', 'a/b;c.$_()+-'])(
+    'keeps the tube name %s as text',
+    async (tube) => {
+      const queue = await openHere()
+      await queue.put(Buffer.from('x'), inTube(tube))
+      await queue.watch([tube])
+      const job = await reserveOne(queue)
+      expect(job.tube).toBe(tube)
+      await job.delete()
+    },
+  )
+
+  it('puts each of many jobs under way into its own tube, in order', async () => {
+    const [one, two] = [newTube(), newTube()]
+    const queue = await openHere()
+    const puts = Array.from({ length: 1000 }, (_, i) =>
+      queue.put(Buffer.from(String(i)), inTube(i % 3 === 0 ? one : two)),
+    )
+    const tickets = await Promise.all(puts)
+    expect(tickets.map(Number)).toEqual([...tickets.map(Number)].sort((a, b) => a - b))
+    await queue.watch([one])
+    for (let i = 0; i < 1000; i += 3) {
+      const job = await reserveOne(queue)
+      expect(String(job.body)).toBe(String(i))
+      await job.delete()
+    }
+    expect(await queue.reserve(0)).toBeUndefined()
+  })
+
+  it('watches exactly the tubes that are named', async () => {
+    const [one, two, three] = [newTube(), newTube(), newTube()]
+    const queue = await openHere()
+    for (const tube of ['default', one, two, three]) await queue.put(Buffer.from(tube), inTube(tube))
+    const takeAll = async () => {
+      const seen: string[] = []
+      for (let job = await queue.reserve(0); job; job = await queue.reserve(0)) {
+        seen.push(job.tube)
+        await job.release({ priority: 1, delaySeconds: 1000 })
+      }
+      return seen.sort()
+    }
+    await queue.watch([one, two])
+    expect(await takeAll()).toEqual([one, two])
+    await queue.watch([three])
+    expect(await takeAll()).toEqual([three])
+    await queue.watch(['default', three])
+    expect(await takeAll()).toEqual(['default'])
+  })
+
+  it('answers a reserve that finds nothing with undefined after its time', async () => {
+    const queue = await openHere()
+    await queue.watch([newTube()])
+    const started = performance.now()
+    expect(await queue.reserve(1)).toBeUndefined()
+    expect(performance.now() - started).toBeGreaterThan(900)
+  })
+
+  it('takes DEADLINE_SOON for nothing yet', async () => {
+    const tube = newTube()
+    const queue = await openHere()
+    await queue.watch([tube])
+    await queue.put(Buffer.from('x'), inTube(tube, { ttrSeconds: 1 }))
+    const job = await reserveOne(queue)
+    // In the last second of a TTR the broker answers at once: 5 s are not waited for.
+    const started = performance.now()
+    expect(await queue.reserve(5)).toBeUndefined()
+    expect(performance.now() - started).toBeLessThan(2000)
+    await job.touch()
+    await job.delete()
+  })
+
+  it('deletes, releases with priority and delay, buries and touches', async () => {
+    const tube = newTube()
+    const queue = await openHere()
+    await queue.watch([tube])
+    const ticket = await queue.put(Buffer.from('x'), inTube(tube))
+    const job = await reserveOne(queue)
+    await job.touch()
+    expect(await queue.ticketState(ticket)).toBe('reserved')
+    await job.release({ priority: 5, delaySeconds: 0 })
+    expect(await queue.ticketState(ticket)).toBe('ready')
+    const again = await reserveOne(queue)
+    expect(again).toMatchObject({ ticket, priority: 5, reserves: 2 })
+    await again.release({ priority: 5, delaySeconds: 100 })
+    expect(await queue.ticketState(ticket)).toBe('delayed')
+    const other = await queue.put(Buffer.from('y'), inTube(tube))
+    await (await reserveOne(queue)).bury(9)
+    expect(await queue.ticketState(other)).toBe('buried')
+    const third = await queue.put(Buffer.from('z'), inTube(tube))
+    await (await reserveOne(queue)).delete()
+    expect(await queue.ticketState(third)).toBe('gone')
+  })
+
+  it('tells not_found for whatever is done to a reservation that is no longer ours', async () => {
+    const tube = newTube()
+    const [mine, other] = [await openHere(), await openHere()]
+    await mine.watch([tube])
+    await other.watch([tube])
+    await mine.put(Buffer.from('x'), inTube(tube))
+    const job = await reserveOne(mine)
+    // Given back, and taken by somebody else. Not by the end of its TTR: beanstalkd 1.12 forgets some of those while
+    // their connection is idle (beanstalkd/beanstalkd#262).
+    await job.release({ priority: 1337, delaySeconds: 0 })
+    const theirs = await reserveOne(other)
+    expect(theirs.ticket).toBe(job.ticket)
+    expect(await codeOf(job.touch())).toBe('not_found')
+    expect(await codeOf(job.delete())).toBe('not_found')
+    expect(await codeOf(job.release({ priority: 1, delaySeconds: 0 }))).toBe('not_found')
+    expect(await codeOf(job.bury(1))).toBe('not_found')
+    await theirs.delete()
+  })
+
+  it('refuses names and numbers that would be another command on the wire, and goes on', async () => {
+    const queue = await openHere()
+    const body = Buffer.from('x')
+    const wrong: Partial<PutOptions>[] = [
+      { tube: 'a b' },
+      { tube: 'a\r\ndelete 1' },
+      { tube: '-a' },
+      { priority: -1 },
+      { priority: 2 ** 32 },
+      { delaySeconds: 1.5 },
+      { ttrSeconds: 0 },
+      { ttrSeconds: Number.NaN },
+    ]
+    for (const options of wrong) expect(await codeOf(queue.put(body, inTube('default', options)))).toBe('protocol')
+    expect(await codeOf(queue.watch([]))).toBe('protocol')
+    expect(await codeOf(queue.ticketState('1\r\nquit'))).toBe('protocol')
+    expect(await queue.put(body, inTube(newTube()))).toMatch(/^\d+$/)
+  })
+
+  it('tells refused when the broker drains', async () => {
+    const draining = await startBroker()
+    onTestFinished(() => draining.stop())
+    const queue = await openHere(draining.url)
+    process.kill(draining.pid, 'SIGUSR1')
+    // The signal is taken up at some moment after kill() returns.
+    const put = () =>
+      queue.put(Buffer.from('x'), inTube('default')).then(
+        () => 'taken',
+        (error: QueueError) => error.code,
+      )
+    await expect.poll(put).toBe('refused')
+  })
+})
+
+describe('a connection that ends', () => {
+  it('rejects a reserve that waits, and all that comes later, when we close it', async () => {
+    const queue = await openHere()
+    await queue.watch([newTube()])
+    const waiting = codeOf(queue.reserve(60))
+    queue.close()
+    queue.close()
+    expect(await waiting).toBe('closed')
+    expect(await codeOf(queue.put(Buffer.from('x'), inTube('default')))).toBe('closed')
+    expect(await codeOf(queue.ticketState('1'))).toBe('closed')
+  })
+
+  it('gives its reservations back to the tube', async () => {
+    const tube = newTube()
+    const [mine, other] = [await openHere(), await openHere()]
+    await mine.watch([tube])
+    await other.watch([tube])
+    const ticket = await mine.put(Buffer.from('x'), inTube(tube))
+    await reserveOne(mine)
+    mine.close()
+    expect(await reserveOne(other)).toMatchObject({ ticket, reserves: 2 })
+  })
+
+  it('settles every command that waits when the broker is killed', async () => {
+    const doomed = await startBroker()
+    onTestFinished(() => doomed.stop())
+    const queue = await openHere(doomed.url)
+    await queue.put(Buffer.from('x'), inTube('default'))
+    const job = await reserveOne(queue)
+    const waiting = [queue.reserve(60), job.touch(), job.delete(), queue.put(Buffer.from('y'), inTube('other'))].map(
+      codeOf,
+    )
+    await doomed.kill('SIGKILL')
+    expect(await Promise.all(waiting)).toEqual(Array(4).fill('connection_lost'))
+    expect(await codeOf(job.bury(1))).toBe('connection_lost')
+    expect(await codeOf(queue.reserve(1))).toBe('connection_lost')
+  })
+
+  it('is given up when the broker stands still', async () => {
+    const frozen = await startBroker()
+    onTestFinished(() => frozen.stop())
+    const queue = await openHere(frozen.url, { replyMs: 400 })
+    await frozen.kill('SIGSTOP')
+    const started = performance.now()
+    const puts = Array.from({ length: 50 }, () => codeOf(queue.put(Buffer.from('x'), inTube('default'))))
+    expect(new Set(await Promise.all(puts))).toEqual(new Set(['connection_lost']))
+    expect(performance.now() - started).toBeLessThan(3000)
+  })
+
+  it('is not given up while a reserve waits for longer than a reply may take', async () => {
+    const queue = await openHere(broker.url, { replyMs: 300 })
+    await queue.watch([newTube()])
+    expect(await queue.reserve(2)).toBeUndefined()
+  })
+
+  it('is not given up because our own process was busy', async () => {
+    const queue = await openHere(broker.url, { replyMs: 200 })
+    const put = queue.put(Buffer.from('x'), inTube(newTube()))
+    const until = performance.now() + 800
+    while (performance.now() < until);
+    expect(await put).toMatch(/^\d+$/)
+  })
+
+  it('cannot be opened again where nobody listens', async () => {
+    const port = await freePort()
+    const error = await openBeanstalk(`beanstalk://localhost:${port}`).catch((reason: unknown) => reason)
+    expect(error).toMatchObject({
+      code: 'unreachable',
+      message: `cannot connect to beanstalkd at localhost:${port} (connection refused)`,
+    })
+    expect(await codeOf(openBeanstalk('beanstalk://no-such-host.invalid:1'))).toBe('unreachable')
+    expect(await codeOf(openQueue('amqp://localhost'))).toBe('unreachable')
+  })
+})
+
+describe('a peer that is no beanstalkd', () => {
+  it('is named so when it is an HTTP server', async () => {
+    const server = createHttpServer((_, response) => response.end('hello')).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    onTestFinished(() => void server.close())
+    const { port } = server.address() as { port: number }
+    const error = (await openBeanstalk(`beanstalk://127.0.0.1:${port}`).catch(
+      (reason: unknown) => reason,
+    )) as QueueError
+    expect(error.code).toBe('unreachable')
+    expect(error.message).toBe(`what answers at 127.0.0.1:${port} is not beanstalkd (it said "HTTP/1.1")`)
+  })
+
+  it.each([
+    ['speaks first', (socket: Socket) => socket.write('SSH-2.0-OpenSSH_9\r\n')],
+    ['sends zeros without end', (socket: Socket) => socket.write(Buffer.alloc(100_000))],
+    ['closes at once', (socket: Socket) => socket.end()],
+    ['says nothing', () => undefined],
+    ['announces a body that never comes', (socket: Socket) => socket.write('OK 100\r\n')],
+    ['announces a body of no length', (socket: Socket) => socket.write('OK many\r\nx\r\n')],
+    ['sends statistics of something else', (socket: Socket) => socket.write('OK 11\r\n---\nfoo: 1\n\r\n')],
+    ['answers with a word of JavaScript', (socket: Socket) => socket.write('constructor 3\r\nabc\r\n')],
+  ])('is refused within its time when it %s', async (_, onSocket) => {
+    const url = await startPeer((socket) => void onSocket(socket))
+    expect(await codeOf(openBeanstalk(url, { connectMs: 500 }))).toBe('unreachable')
+  })
+
+  it.each([
+    ['an unknown word', 'HELLO 1\r\n', 'protocol'],
+    ['UNKNOWN_COMMAND', 'UNKNOWN_COMMAND\r\n', 'protocol'],
+    ['INTERNAL_ERROR', 'INTERNAL_ERROR\r\n', 'protocol'],
+    ['OUT_OF_MEMORY', 'OUT_OF_MEMORY\r\n', 'refused'],
+    ['BURIED', 'BURIED 7\r\n', 'refused'],
+    ['JOB_TOO_BIG', 'JOB_TOO_BIG\r\n', 'too_big'],
+  ])('fails a put that is answered with %s', async (_, reply, code) => {
+    const url = await startFakeBroker((socket) => socket.write(reply))
+    const queue = await openHere(url)
+    expect(await codeOf(queue.put(Buffer.from('x'), inTube('default')))).toBe(code)
+  })
+
+  it('ends the connection when replies come that nobody asked for', async () => {
+    const url = await startFakeBroker((socket) => socket.write('INSERTED 1\r\nINSERTED 2\r\nINSERTED 3\r\n'))
+    const queue = await openHere(url)
+    expect(await queue.put(Buffer.from('x'), inTube('default'))).toBe('1')
+    expect(await codeOf(queue.put(Buffer.from('x'), inTube('default')))).toBe('protocol')
+  })
+
+  it('puts replies together that come byte by byte', async () => {
+    const url = await startFakeBroker(async (socket, command) => {
+      const reply = command.startsWith('stats-job') ? 'OK 27\r\n---\nstate: ready\ntube: "12"\n\r\n' : 'INSERTED 42\r\n'
+      for (const c of reply) {
+        socket.write(c)
+        await new Promise(setImmediate)
+      }
+    })
+    const queue = await openHere(url)
+    expect(await queue.put(Buffer.from('x'), inTube('default'))).toBe('42')
+    expect(await queue.ticketState('42')).toBe('ready')
+  })
+})
