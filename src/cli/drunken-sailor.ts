@@ -4,6 +4,7 @@ import { jobEnvironment } from '../config.ts'
 import { SAMPLE_SEED } from '../sailor/dice.ts'
 import { getMischief, isMischiefName, listMischiefs, MAX_MEGABYTES, makeEndText, writeAll } from '../sailor/mischief.ts'
 import { chooseMischief, isMegabytes, isSeconds, isSeed, type Orders, readOrders, sail } from '../sailor/voyage.ts'
+import { VERSION } from './version.ts'
 
 /** sysexits, and the ancestor's 255. What a mischief exits with stands in its table. */
 const EXIT = { usage: 64, badInput: 65, noInput: 66, internal: 70, io: 74, ancestor: 255 }
@@ -56,9 +57,10 @@ function makeProgram(): Command {
         'The four usual outcomes are normal, slow, faulty and infinite-loop, each as likely as the others.',
         `With --seed ${SAMPLE_SEED} the first three attempts are infinite-loop, faulty, normal.`,
         'Run as a job (QWORKER_UUID is set) it takes seed, outcome, wild, sleep and megabytes from ./input.json too.',
-        'Flags win. Exits: as --list tells; 64 bad flags, 65 bad payload, 255 no -s or an unknown outcome.',
+        'The payload wins. Exits: as --list tells; 64 bad flags, 65 bad payload, 255 no -s or an unknown outcome.',
       ].join('\n'),
     )
+    .version(VERSION, '-V, --version')
     .allowExcessArguments(false)
     .exitOverride()
 }

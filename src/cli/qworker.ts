@@ -10,6 +10,7 @@ import { makeLog } from '../report/log.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
 import { openLocalStore, openS3Store } from '../store/store.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
+import { brokerUrl } from './broker.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
 import { findProblems, type Problem, portAdvice } from './startup.ts'
 import { VERSION } from './version.ts'
@@ -46,6 +47,10 @@ Examples:
   qworker -j 4 --tube fast --tube slow
   CONCURRENCY=8 RESULT_BASEDIR=/srv/results qworker`,
     )
+    .allowExcessArguments(false)
+    .configureOutput({
+      outputError: (text) => complain(NAME, `${text.replace(/^error: /, '').trimEnd()}\ntry qworker --help`),
+    })
     .exitOverride()
 }
 
@@ -60,8 +65,7 @@ async function main(): Promise<void> {
   const config = await readConfig(flags)
   const catalogue = await readAlgorithms(config)
   const stores = await openStores(config)
-  const brokerUrl = `beanstalk://${config.BEANSTALK_SERVER.includes(':') ? `[${config.BEANSTALK_SERVER}]` : config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
-  const problems = await findProblems(config, brokerUrl, stores, catalogue)
+  const problems = await findProblems(config, stores, catalogue)
   if (problems.length > 0) return endWithProblems(problems)
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
@@ -72,18 +76,17 @@ async function main(): Promise<void> {
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
-  await serve(config, flags, { catalogue, stores, brokerUrl, bus })
+  await serve(config, flags, { catalogue, stores, bus })
 }
 
 interface Parts {
   readonly catalogue: Catalogue
   readonly stores: Stores
-  readonly brokerUrl: string
   readonly bus: Bus
 }
 
 async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> {
-  const { bus, stores, catalogue, brokerUrl } = parts
+  const { bus, stores, catalogue } = parts
   const name = `${hostname()}.${process.pid}`
   const slots = flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY
   // The HTTP server comes first: once a job is taken, its status can be asked for.
@@ -93,7 +96,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
     name,
     slots,
     once: flags.once ?? false,
-    openQueue: () => openQueue(brokerUrl),
+    openQueue: () => openQueue(brokerUrl(config)),
     tubes: config.TUBES,
     stores,
     bus,
@@ -170,12 +173,6 @@ function parseFlags(): Flags {
     if (!(error instanceof CommanderError)) throw error
     process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
   }
-  if (program.args.length > 0)
-    endWithError(
-      NAME,
-      EXIT.usage,
-      `takes no arguments, only options; ${JSON.stringify(program.args[0])} came; see qworker --help`,
-    )
   const flags = program.opts<Flags>()
   if (flags.once && flags.jobs !== undefined && flags.jobs !== '1') {
     endWithError(NAME, EXIT.usage, '--once takes one job, -j several at a time: give one of them')

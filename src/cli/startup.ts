@@ -8,6 +8,7 @@ import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
 import type { Catalogue } from '../run/algorithm.ts'
 import { hasProc } from '../run/kill.ts'
+import { brokerAdvice, brokerUrl } from './broker.ts'
 import { EXIT } from './exit.ts'
 
 export interface Problem {
@@ -16,16 +17,11 @@ export interface Problem {
 }
 
 /** Runs all checks side by side. */
-export async function findProblems(
-  config: Config,
-  brokerUrl: string,
-  stores: Stores,
-  catalogue: Catalogue,
-): Promise<Problem[]> {
+export async function findProblems(config: Config, stores: Stores, catalogue: Catalogue): Promise<Problem[]> {
   const found = await Promise.all([
     stores.local.check().then((lines) => asProblems(lines, EXIT.cantCreate)),
     stores.s3 === undefined ? [] : stores.s3.check().then((lines) => asProblems(lines, EXIT.unavailable)),
-    checkBroker(config, brokerUrl),
+    checkBroker(config),
     checkHttpPort(config),
     checkProcessTools(),
     checkAlgorithms(config, catalogue),
@@ -37,21 +33,15 @@ function asProblems(lines: readonly string[], exitCode: number): Problem[] {
   return lines.map((message) => ({ exitCode, message }))
 }
 
-async function checkBroker(config: Config, url: string): Promise<Problem[]> {
+async function checkBroker(config: Config): Promise<Problem[]> {
   try {
-    const queue = await openQueue(url)
+    const queue = await openQueue(brokerUrl(config))
     queue.close()
     return []
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
     return [{ exitCode: EXIT.unavailable, message: brokerAdvice(config, error) }]
   }
-}
-
-/** The driver's words, and the next step. */
-export function brokerAdvice(config: Config, error: Error): string {
-  const start = `beanstalkd -l 127.0.0.1 -p ${config.BEANSTALK_PORT}`
-  return `${error.message}; start it with "${start}", or set BEANSTALK_SERVER and BEANSTALK_PORT`
 }
 
 /** Tries to listen; the real server comes a moment later. */

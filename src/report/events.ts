@@ -38,7 +38,7 @@ export type WorkerEvent =
       readonly cause: string
     }
   | { readonly event: 'worker_interrupting'; readonly running: number; readonly cause: string }
-  | { readonly event: 'worker_stopped'; readonly jobs: number }
+  | { readonly event: 'worker_stopped'; readonly settled: number }
   | { readonly event: 'algorithms_read'; readonly algorithms: readonly string[] }
   | { readonly event: 'algorithm_problem'; readonly problem: string }
   | { readonly event: 'broker_lost'; readonly slot: number; readonly error: string }

@@ -26,7 +26,7 @@ export function makeLog(options: LogOptions): Listener {
   return (event) => {
     if (LEVEL_RANK[levelOf(event)] < LEVEL_RANK[options.verbose ? 'debug' : options.level]) return
     const lines = render(event)
-    if (lines.length > 0) options.write(`${lines.join('\n')}\n`)
+    if (lines.length > 0) options.write(`${lines.map(printable).join('\n')}\n`)
   }
 }
 
@@ -42,7 +42,7 @@ function makeJsonLog(level: Level): Listener {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    out,
+    { write: (line: string) => out.write(escapeControls(line)) },
   )
   return (event) => {
     const { event: name, ...fields } = event
@@ -92,7 +92,7 @@ function shortLine(event: WorkerEvent): string {
     case 'worker_interrupting':
       return `${event.cause}: ending ${event.running} running job${event.running === 1 ? '' : 's'} and giving them back to the queue`
     case 'worker_stopped':
-      return `worker stopped after ${event.jobs} job${event.jobs === 1 ? '' : 's'}`
+      return `worker stopped; it settled ${event.settled} reservation${event.settled === 1 ? '' : 's'}`
     case 'algorithms_read':
       return `algorithms: ${event.algorithms.join(', ')}`
     case 'algorithm_problem':
@@ -167,7 +167,7 @@ function verboseLines(event: WorkerEvent): string[] {
         case 'delete':
           return ['Job completed, removing from queue.']
         case 'release':
-          return [`Job failed, leaving job in queue. Next attempt in ${event.settlement.delaySeconds} s.`]
+          return ['Job failed, leaving job in queue.', `Next attempt in ${event.settlement.delaySeconds} s.`]
         case 'bury':
           return [`Job failed, burying it: ${event.settlement.reason}`]
         default:
@@ -181,6 +181,10 @@ function verboseLines(event: WorkerEvent): string[] {
       return event.outcome.kind === 'unknown_type'
         ? [`Unknown job type: ${event.type} - burying job: ${reasonOf(event.outcome)}`]
         : [shortLine(event)]
+    case 'slot_fault':
+      return event.uuid === undefined ? [shortLine(event)] : [unexpectedLine(event.error)]
+    case 'publish_failed':
+      return event.store === 'local' ? [unexpectedLine(event.error)] : [shortLine(event)]
     case 'run_started':
       return []
     default:
@@ -188,8 +192,12 @@ function verboseLines(event: WorkerEvent): string[] {
   }
 }
 
+function unexpectedLine(error: string): string {
+  return `Unexpected problem during job execution: ${error} - Releasing job.`
+}
+
 function endLines(event: Extract<WorkerEvent, { event: 'run_ended' }>): string[] {
-  const output = event.stdout === '' ? [] : [printable(event.stdout.replace(/\n$/, ''))]
+  const output = event.stdout === '' ? [] : event.stdout.replace(/\n$/, '').split(/\r?\n/)
   if (
     event.exitCode !== null &&
     event.outcome.kind !== 'timed_out' &&
@@ -207,14 +215,21 @@ function endLines(event: Extract<WorkerEvent, { event: 'run_ended' }>): string[]
   return [...output, `Algorithm ended: ${event.error}`]
 }
 
-/** Text from outside must not steer the terminal. */
-function printable(text: string): string {
-  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, '?')
+/** Controls (C0, C1), line ends, and marks that turn the direction of writing, which Unicode hides among letters. */
+const CONTROLS = /[\u0000-\u0008\u000a-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g
+
+/** Text from outside must not steer the terminal, nor pretend to be a line of ours. */
+function printable(line: string): string {
+  return line.replace(CONTROLS, '?')
+}
+
+/** The same document: JSON escapes C0 by itself, and leaves the others as they are. */
+function escapeControls(json: string): string {
+  return json.replace(CONTROLS, (c) => (c === '\n' ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`))
 }
 
 function shown(json: string): string {
-  const text = printable(json)
-  return text.length <= MAX_SHOWN ? text : `${text.slice(0, MAX_SHOWN)}... (${text.length} characters)`
+  return json.length <= MAX_SHOWN ? json : `${json.slice(0, MAX_SHOWN)}... (${json.length} characters)`
 }
 
 function unreachable(value: never): never {

@@ -1,7 +1,7 @@
 /** Algorithms: found by their manifests, one `algorithm.yaml` in each folder of an algorithm directory. */
 
 import { constants } from 'node:fs'
-import { access, readdir, readFile, stat } from 'node:fs/promises'
+import { access, open, readdir, readFile, stat } from 'node:fs/promises'
 import { delimiter, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
 import { describe, TYPE_PATTERN, typeProblem } from '../job/package.ts'
@@ -47,9 +47,13 @@ const MAX_MANIFEST_BYTES = 64 * 1024
 
 /** A manifest that cannot be used, or a program that is not there. */
 export class AlgorithmError extends Error {
-  constructor(message: string, cause?: unknown) {
-    super(message, { cause })
+  /** the name in the manifest, when that could be read */
+  readonly algorithm: string | undefined
+
+  constructor(message: string, options: { algorithm?: string; cause?: unknown } = {}) {
+    super(message, { cause: options.cause })
     this.name = 'AlgorithmError'
+    this.algorithm = options.algorithm
   }
 }
 
@@ -67,12 +71,17 @@ export async function findAlgorithms(options: CatalogueOptions): Promise<Catalog
             `${join(dir, folder)}: algorithm ${algorithm.name} is there already, in ${algorithms.get(algorithm.name)?.dir}; the first one is used`,
           )
         } else {
+          const shadowed = broken.get(algorithm.name)
+          if (shadowed !== undefined) problems.push(`${shadowed}; ${algorithm.dir} is used in its place`)
           algorithms.set(algorithm.name, algorithm)
           broken.delete(algorithm.name)
         }
       } catch (error) {
         if (!(error instanceof AlgorithmError)) throw error
-        if (!algorithms.has(folder)) broken.set(folder, error.message)
+        const name = error.algorithm ?? folder
+        const used = algorithms.get(name)
+        if (used !== undefined) problems.push(`${error.message}; ${used.dir} is used in its place`)
+        else if (!broken.has(name)) broken.set(name, error.message)
       }
     }
   }
@@ -85,7 +94,9 @@ async function foldersOf(dir: string, problems: string[]): Promise<string[]> {
     const folders = entries.filter((entry) => !entry.isFile() && !entry.name.startsWith('.')).map((entry) => entry.name)
     const withManifest: string[] = []
     for (const folder of folders.sort()) {
-      if (await isReadable(join(dir, folder, MANIFEST))) withManifest.push(folder)
+      // Any other obstacle than absence is told when the manifest is read.
+      const absent = await stat(join(dir, folder, MANIFEST)).then(() => false, isAbsence)
+      if (!absent) withManifest.push(folder)
     }
     return withManifest
   } catch (error) {
@@ -100,6 +111,11 @@ async function isReadable(path: string): Promise<boolean> {
     () => true,
     () => false,
   )
+}
+
+function isAbsence(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException
+  return code === 'ENOENT' || code === 'ENOTDIR'
 }
 
 const EXIT_CODE = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(255))
@@ -142,8 +158,15 @@ const MANIFEST_SCHEMA = v.strictObject({
         v.regex(/^(?!QWORKER_)[A-Za-z_][A-Za-z0-9_]*$/, 'must be names of variables that do not begin with QWORKER_'),
       ),
       v.union(
-        [v.string(), v.pipe(v.number(), v.transform(String)), v.pipe(v.boolean(), v.transform(String))],
-        'must be text',
+        [
+          v.pipe(
+            v.string(),
+            v.check((s) => !s.includes('\0'), 'must not hold a NUL byte'),
+          ),
+          v.pipe(v.number(), v.transform(String)),
+          v.pipe(v.boolean(), v.transform(String)),
+        ],
+        'must be text without a NUL byte',
       ),
     ),
     {},
@@ -167,6 +190,7 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
   if (foreign !== undefined) {
     throw new AlgorithmError(
       `${file}: settings: ${describe(foreign)} is not handed to algorithms; these are: ${options.shareable.join(', ')}`,
+      { algorithm: name },
     )
   }
   const algorithm: Algorithm = {
@@ -189,13 +213,13 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
 async function readYaml(file: string): Promise<unknown> {
   const { parse } = await import('yaml')
   try {
-    const source = await readFile(file)
-    if (source.length > MAX_MANIFEST_BYTES)
-      throw new AlgorithmError(`${file}: is larger than ${MAX_MANIFEST_BYTES} bytes`)
-    return parse(source.toString('utf8'), { maxAliasCount: 10, logLevel: 'error' })
+    const stats = await stat(file)
+    if (!stats.isFile()) throw new AlgorithmError(`${file}: is no file`)
+    if (stats.size > MAX_MANIFEST_BYTES) throw new AlgorithmError(`${file}: is larger than ${MAX_MANIFEST_BYTES} bytes`)
+    return parse(await readFile(file, 'utf8'), { maxAliasCount: 10, logLevel: 'error' })
   } catch (cause) {
     if (cause instanceof AlgorithmError) throw cause
-    throw new AlgorithmError(`${file}: ${String((cause as Error).message).split('\n', 1)[0]}`, cause)
+    throw new AlgorithmError(`${file}: ${String((cause as Error).message).split('\n', 1)[0]}`, { cause })
   }
 }
 
@@ -214,9 +238,11 @@ async function checkProgram(algorithm: Algorithm, path: string): Promise<void> {
   await resolveProgram(algorithm, program, path)
   for (const arg of args) {
     if (!arg.startsWith('{dir}/') || /\{(ttr|uuid|attempt)\}/.test(arg)) continue
-    const file = arg.replace('{dir}', algorithm.dir)
+    const file = arg.replaceAll('{dir}', () => algorithm.dir)
     if (!(await isReadable(file)))
-      throw new AlgorithmError(`algorithm ${algorithm.name}: ${file}, an argument of its command, is not there`)
+      throw new AlgorithmError(`algorithm ${algorithm.name}: ${file}, an argument of its command, is not there`, {
+        algorithm: algorithm.name,
+      })
   }
 }
 
@@ -225,12 +251,14 @@ async function checkProgram(algorithm: Algorithm, path: string): Promise<void> {
  * @throws AlgorithmError when there is none, or it may not be executed
  */
 export async function resolveProgram(algorithm: Algorithm, program: string, path: string): Promise<string> {
-  const named = program.replaceAll('{dir}', algorithm.dir).replaceAll('{node}', process.execPath)
+  const named = program.replaceAll('{dir}', () => algorithm.dir).replaceAll('{node}', () => process.execPath)
   if (named.includes('/')) {
     const file = isAbsolute(named) ? named : join(algorithm.dir, named)
     const problem = await executableProblem(file)
     if (problem === undefined) return file
-    throw new AlgorithmError(`algorithm ${algorithm.name}: its program ${file} ${problem}`)
+    throw new AlgorithmError(`algorithm ${algorithm.name}: its program ${file} ${problem}`, {
+      algorithm: algorithm.name,
+    })
   }
   for (const dir of path.split(delimiter)) {
     const file = join(dir, named)
@@ -238,6 +266,7 @@ export async function resolveProgram(algorithm: Algorithm, program: string, path
   }
   throw new AlgorithmError(
     `algorithm ${algorithm.name}: its program ${describe(named)} is not in PATH (${path}); install it, or write a path (a file of the algorithm's folder as ./${named})`,
+    { algorithm: algorithm.name },
   )
 }
 
@@ -251,6 +280,28 @@ async function executableProblem(file: string): Promise<string | undefined> {
     if (code === 'ENOENT' || code === 'ENOTDIR') return 'is not there'
     if (code === 'EACCES') return `is not executable; allow it with: chmod +x ${file}`
     return `cannot be used (${code})`
+  }
+}
+
+/** Says why a program that is there and may be executed did not start; undefined when it is none of the usual reasons. */
+export async function explainStartFailure(file: string, code: string): Promise<string | undefined> {
+  if (code === 'ENOEXEC') return 'it is neither a program for this machine nor does it begin with a #! line'
+  if (code !== 'ENOENT' && code !== 'EACCES') return undefined
+  const [, line = ''] = /^#!([^\n]*)/.exec(await readHead(file)) ?? []
+  const [interpreter] = line.trim().split(/\s/, 1)
+  if (!interpreter) return undefined
+  if (line.endsWith('\r'))
+    return `its first line, #!${line.trim()}, ends with a carriage return; save it with Unix line ends`
+  return `${interpreter}, which its first line names, ${code === 'ENOENT' ? 'is not there' : 'is not executable'}`
+}
+
+async function readHead(path: string): Promise<string> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(() => undefined)
+  try {
+    const head = await file?.read(Buffer.alloc(256), 0, 256, 0)
+    return head?.buffer.toString('latin1', 0, head.bytesRead) ?? ''
+  } finally {
+    await file?.close()
   }
 }
 

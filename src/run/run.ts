@@ -1,14 +1,22 @@
 /** A process in, an Outcome out. */
 
 import { randomBytes } from 'node:crypto'
-import { closeSync, fstatSync, openSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, realpathSync } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
 import { execa } from 'execa'
 import type { KillReceipt, Outcome } from '../job/outcome.ts'
 import type { SkippedFile } from '../job/result.ts'
-import { type Algorithm, AlgorithmError, commandFor, resolveProgram } from './algorithm.ts'
+import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
 import { killTree, MARK_VARIABLE, type RunIdentity, startTicksOf, sweepLeftovers } from './kill.ts'
-import { collectOutputs, directoryBytes, type Output, readTail, type Workdir } from './workdir.ts'
+import {
+  collectOutputs,
+  directoryBytes,
+  leaveEmptyStreams,
+  type Output,
+  readTail,
+  reclaimStreams,
+  type Workdir,
+} from './workdir.ts'
 
 export interface RunRequest {
   readonly algorithm: Algorithm
@@ -30,7 +38,7 @@ export interface RunRequest {
   readonly maxScratchBytes: number
   /** Aborted with a `RunEnd` as its reason, ends the run before its time. */
   readonly signal: AbortSignal
-  /** Called once when the first process is there, and when the run is about to be ended by us. */
+  /** Called once when the first process is there, and when the run is about to be ended by us. They must not throw. */
   readonly onStarted?: (pid: number) => void
   readonly onEnding?: (pid: number, why: RunEnd['kind']) => void
 }
@@ -86,17 +94,24 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     ...partial,
   })
   const process_ = await startProcess(request, started)
-  if ('outcome' in process_) return report({ outcome: process_.outcome })
+  if ('outcome' in process_) {
+    leaveEmptyStreams(request.workdir)
+    return report({ outcome: process_.outcome })
+  }
   const { identity, exited, streams } = process_
-  request.onStarted?.(identity.pid)
   try {
+    request.onStarted?.(identity.pid)
     const end = await waitForEnd(request, exited, streams)
     const { exitCode, signal, kill } = await conclude(request, identity, exited, end)
     const base = { exitCode, signal, pid: identity.pid, kill }
-    if (end !== undefined) return report({ ...base, outcome: end })
+    const excess = streamExcess(streams, request.maxOutputBytes)
+    await reclaimStreams(request.workdir, streams, request.maxOutputBytes)
+    if (end !== undefined) return await report({ ...base, outcome: end })
     const outcome = classify(request.algorithm, exitCode, signal)
-    if (outcome.kind !== 'success') return report({ ...base, outcome })
-    return report({ ...base, ...(await harvest(request)) })
+    if (outcome.kind !== 'success') return await report({ ...base, outcome })
+    // A short run may be over before the first look at its streams.
+    if (excess !== undefined) return await report({ ...base, outcome: { kind: 'output_exceeded', detail: excess } })
+    return await report({ ...base, ...(await harvest(request)) })
   } finally {
     for (const fd of streams) closeSync(fd)
   }
@@ -129,32 +144,74 @@ async function startProcess(request: RunRequest, started: Date): Promise<Started
     throw error
   })
   if (file instanceof AlgorithmError) return { outcome: { kind: 'not_started', detail: file.message } }
+  // From here to the listener in waitForEnd nothing waits: an abort is seen either here or there.
+  if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
   const mark = `${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
-  const stdin = openSync(workdir.input, 'r')
-  // O_APPEND: several processes of a run may write to one stream, and none shall overwrite another.
-  const streams = [openSync(workdir.stdout, 'a', 0o644), openSync(workdir.stderr, 'a', 0o644)] as const
-  const child = execa(file, args, {
-    cwd: workdir.scratch,
-    env: environmentOf(request, mark, started),
+  // The links in /proc, by which stray processes are found, are real paths.
+  const realPath = realpathSync(workdir.path)
+  const fds = openStreams(workdir)
+  let child: ReturnType<typeof spawnProgram>
+  try {
+    child = spawnProgram(file, args, request, environmentOf(request, mark, started), fds)
+  } catch (error) {
+    closeAll(fds.slice(1))
+    throw error
+  } finally {
+    closeAll(fds.slice(0, 1))
+  }
+  const [, stdout, stderr] = fds
+  if (child.pid === undefined) {
+    closeAll([stdout, stderr])
+    const { code = '', shortMessage } = await child
+    if (MACHINE_FAULTS.has(code)) return { outcome: { kind: 'worker_fault', detail: `${file}: ${shortMessage}` } }
+    const why = await explainStartFailure(file, code)
+    const detail = `algorithm ${algorithm.name}: its program ${file} cannot be started: ${why ?? shortMessage ?? code}`
+    return { outcome: { kind: 'not_started', detail } }
+  }
+  const identity = { pid: child.pid, mark, workdir: realPath, startTicks: startTicksOf(child.pid) }
+  const exited = child.then(({ exitCode, signal }) => ({ exitCode: exitCode ?? null, signal }))
+  return { identity, exited, streams: [stdout, stderr] }
+}
+
+type Streams = readonly [stdin: number, stdout: number, stderr: number]
+
+/** All three or none: what was opened is closed when a later one cannot be. */
+function openStreams(workdir: Workdir): Streams {
+  const opened: number[] = []
+  try {
+    opened.push(openSync(workdir.input, 'r'))
+    // Appending: several processes of a run may write to one stream, and none shall overwrite another.
+    for (const path of [workdir.stdout, workdir.stderr]) opened.push(openSync(path, 'a+', 0o644))
+    return opened as unknown as Streams
+  } catch (error) {
+    closeAll(opened)
+    throw error
+  }
+}
+
+function closeAll(fds: readonly number[]): void {
+  for (const fd of fds) closeSync(fd)
+}
+
+function spawnProgram(
+  file: string,
+  args: string[],
+  request: RunRequest,
+  env: Record<string, string>,
+  [stdin, stdout, stderr]: Streams,
+) {
+  return execa(file, args, {
+    cwd: request.workdir.scratch,
+    env,
     extendEnv: false,
     stdin: stdin as Descriptor,
-    stdout: streams[0] as Descriptor,
-    stderr: streams[1] as Descriptor,
+    stdout: stdout as Descriptor,
+    stderr: stderr as Descriptor,
     detached: true,
     cleanup: false,
     buffer: false,
     reject: false,
   })
-  closeSync(stdin)
-  if (child.pid === undefined) {
-    for (const fd of streams) closeSync(fd)
-    const { code, shortMessage } = await child
-    const detail = `algorithm ${algorithm.name}: ${file} cannot be started: ${shortMessage ?? code}`
-    return { outcome: { kind: MACHINE_FAULTS.has(code ?? '') ? 'worker_fault' : 'not_started', detail } }
-  }
-  const identity = { pid: child.pid, mark, workdir: workdir.path, startTicks: startTicksOf(child.pid) }
-  const exited = child.then(({ exitCode, signal }) => ({ exitCode: exitCode ?? null, signal }))
-  return { identity, exited, streams }
 }
 
 function environmentOf(request: RunRequest, mark: string, started: Date): Record<string, string> {
@@ -188,8 +245,9 @@ async function waitForEnd(
   const onAbort = () => end(request.signal.reason as RunEnd)
   if (request.signal.aborted) onAbort()
   request.signal.addEventListener('abort', onAbort, { once: true })
+  // After this turn's exits are heard: where our own loop was held up, a run that ended in time is not late.
   const limit = startTimer(request.limitSeconds * 1000, () =>
-    end({ kind: 'timed_out', limitSeconds: request.limitSeconds }),
+    setImmediate(() => end({ kind: 'timed_out', limitSeconds: request.limitSeconds })),
   )
   const streamCheck = setInterval(() => {
     const detail = streamExcess(streams, request.maxOutputBytes)
@@ -219,8 +277,17 @@ function startTimer(ms: number, action: () => void): { clear: () => void } {
 }
 
 function streamExcess(streams: readonly number[], maxBytes: number): string | undefined {
-  const excess = ['stdout', 'stderr'].find((_, i) => fstatSync(streams[i] as number).size > maxBytes)
+  const excess = ['stdout', 'stderr'].find((_, i) => sizeOf(streams[i] as number) > maxBytes)
   return excess === undefined ? undefined : `${excess} grew beyond ${maxBytes} bytes (MAX_OUTPUT)`
+}
+
+/** A disk that does not answer must not end the worker from within a timer. */
+function sizeOf(fd: number): number {
+  try {
+    return fstatSync(fd).size
+  } catch {
+    return 0
+  }
 }
 
 /** Looks at the scratch directory at most a twentieth of the time, however many files it holds. */
@@ -272,19 +339,8 @@ type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
 
 /** Reads the result and lists the outputs of a run that exited with 0. */
 async function harvest(request: RunRequest): Promise<Harvest> {
-  const { workdir, algorithm, maxOutputBytes, maxScratchBytes } = request
+  const { workdir, algorithm, maxScratchBytes } = request
   const nothing = { resultJson: undefined, outputs: [], skipped: [] }
-  // A short run may be over before the first look.
-  for (const path of [workdir.stdout, workdir.stderr]) {
-    const { size } = await stat(path)
-    if (size > maxOutputBytes) {
-      const name = path === workdir.stdout ? 'stdout' : 'stderr'
-      return {
-        ...nothing,
-        outcome: { kind: 'output_exceeded', detail: `${name} grew beyond ${maxOutputBytes} bytes (MAX_OUTPUT)` },
-      }
-    }
-  }
   if ((await directoryBytes(workdir.scratch, maxScratchBytes)) > maxScratchBytes) {
     const detail = `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
     return { ...nothing, outcome: { kind: 'output_exceeded', detail } }

@@ -6,8 +6,8 @@
  */
 
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import { lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
+import { closeSync, constants, createReadStream, createWriteStream, fstatSync, ftruncateSync, openSync } from 'node:fs'
+import { chmod, lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { type PublishedFile, RESERVED_NAMES, type SkippedFile } from '../job/result.ts'
@@ -41,19 +41,73 @@ export async function createWorkdir(
 ): Promise<Workdir> {
   const path = join(workBase, runId)
   const scratch = join(path, 'scratch')
-  await mkdir(scratch, { recursive: true, mode: 0o700 })
-  const input = join(scratch, 'input.json')
-  await writeFile(input, payloadJson)
-  const streams = ['stdout.log', 'stderr.log'].map((name) => join(path, name)) as [string, string]
-  // There from the start: a run whose program cannot be started has its (empty) logs too.
-  for (const stream of streams) await writeFile(stream, '')
-  if (settings !== undefined) await writeFile(join(scratch, SETTINGS_FILE), JSON.stringify(settings), { mode: 0o600 })
-  return { path, scratch, input, stdout: streams[0], stderr: streams[1] }
+  const workdir = {
+    path,
+    scratch,
+    input: join(scratch, 'input.json'),
+    stdout: join(path, 'stdout.log'),
+    stderr: join(path, 'stderr.log'),
+  }
+  try {
+    await mkdir(scratch, { recursive: true, mode: 0o700 })
+    await writeFile(workdir.input, payloadJson)
+    if (settings !== undefined) await writeFile(join(scratch, SETTINGS_FILE), JSON.stringify(settings), { mode: 0o600 })
+    return workdir
+  } catch (error) {
+    // A full disk must not keep the half of a directory.
+    await removeWorkdir(workdir)
+    throw error
+  }
 }
 
 /** Removes a run's directory and all in it. Never throws: what cannot be removed is found at the next start. */
 export async function removeWorkdir(workdir: Workdir): Promise<void> {
-  await rm(workdir.path, { recursive: true, force: true, maxRetries: 2 }).catch(() => undefined)
+  const remove = () => rm(workdir.path, { recursive: true, force: true, maxRetries: 2 })
+  // Folders without the right to write, as some package caches are, keep what is in them.
+  await remove().catch(() =>
+    unlockFolders(workdir.path)
+      .then(remove)
+      .catch(() => undefined),
+  )
+}
+
+async function unlockFolders(path: string): Promise<void> {
+  await chmod(path, 0o700)
+  for (const entry of await readdir(path, { withFileTypes: true })) {
+    if (entry.isDirectory()) await unlockFolders(join(path, entry.name))
+  }
+}
+
+/** A run that never began has streams too: who publishes them need not ask. */
+export function leaveEmptyStreams(workdir: Workdir): void {
+  for (const path of [workdir.stdout, workdir.stderr]) closeSync(openSync(path, 'a', 0o644))
+}
+
+/**
+ * Makes `stdout.log` and `stderr.log` what the processes wrote to, and no longer than allowed. An algorithm may have
+ * removed them, or put a fifo or a link in their place, on which whoever reads them next would hang or be led astray.
+ * @param streams descriptors of both, open for reading and writing; nothing writes to them any more
+ */
+export async function reclaimStreams(
+  workdir: Workdir,
+  streams: readonly [number, number],
+  maxBytes: number,
+): Promise<void> {
+  for (const [path, fd] of [
+    [workdir.stdout, streams[0]],
+    [workdir.stderr, streams[1]],
+  ] as const) {
+    const ours = fstatSync(fd)
+    if (ours.size > maxBytes) ftruncateSync(fd, maxBytes)
+    const there = await lstat(path).catch(() => undefined)
+    if (there?.ino === ours.ino && there.dev === ours.dev) continue
+    await mkdir(workdir.path, { recursive: true, mode: 0o700 })
+    await rm(path, { recursive: true, force: true })
+    await pipeline(
+      createReadStream('', { fd, autoClose: false, start: 0 }),
+      createWriteStream(path, { flags: 'wx', mode: 0o644 }),
+    )
+  }
 }
 
 /**
@@ -66,17 +120,48 @@ export async function collectOutputs(
 ): Promise<{ outputs: Output[]; skipped: SkippedFile[] }> {
   const outputs: Output[] = []
   const skipped: SkippedFile[] = []
-  const wanted = patterns?.map(patternToRegExp)
-  const names = (await readdir(workdir.scratch)).sort()
-  for (const name of names) {
+  const skip = (name: string, reason: string) => skipped.push({ name: showName(name), reason })
+  const names = await readdir(workdir.scratch).catch((error: unknown) => {
+    // An algorithm may do with its directory what it likes. ENOENT: it was removed, so nothing was left in it.
+    const reason = whyUnreadable(error)
+    if (!isGone(error)) skip('scratch', reason)
+    return []
+  })
+  for (const name of names.sort()) {
     if (name === 'input.json' || name === SETTINGS_FILE) continue
-    if (wanted === undefined ? name.startsWith('.') : !wanted.some((pattern) => pattern.test(name))) continue
+    if (!isWanted(name, patterns)) continue
     const path = join(workdir.scratch, name)
     const reason = await unpublishable(name, path)
-    if (reason === undefined) outputs.push({ name, path, ...(await digest(path)) })
-    else skipped.push({ name: name.replace(/[^\x20-\x7e]/g, '?').slice(0, 100), reason })
+    if (reason !== undefined) {
+      skip(name, reason)
+      continue
+    }
+    const content = await digest(path).catch(whyUnreadable)
+    if (typeof content === 'string') skip(name, content)
+    else outputs.push({ name, path, ...content })
   }
   return { outputs, skipped }
+}
+
+function isWanted(name: string, patterns: readonly string[] | undefined): boolean {
+  if (patterns === undefined) return !name.startsWith('.')
+  return patterns.some((pattern) => (!name.startsWith('.') || pattern.startsWith('.')) && matchesPattern(name, pattern))
+}
+
+function showName(name: string): string {
+  return name.replace(/[^\x20-\x7e]/g, '?').slice(0, 100)
+}
+
+/** The algorithm's doing is a reason, anything else a fault of this machine, which is thrown. */
+function whyUnreadable(error: unknown): string {
+  const { code } = error as NodeJS.ErrnoException
+  if (['EACCES', 'EPERM', 'ELOOP', 'ENXIO'].includes(code ?? '') || isGone(error)) return `cannot be read (${code})`
+  throw error
+}
+
+function isGone(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException
+  return code === 'ENOENT' || code === 'ENOTDIR'
 }
 
 async function unpublishable(name: string, path: string): Promise<string | undefined> {
@@ -84,7 +169,8 @@ async function unpublishable(name: string, path: string): Promise<string | undef
   if (name.startsWith('.')) return 'the name begins with a dot'
   if (/[\u0000-\u001f\u007f\\\ufffd]/.test(name))
     return 'the name holds a control character, a backslash, or is not UTF-8'
-  const stats = await lstat(path)
+  const stats = await lstat(path).catch(whyUnreadable)
+  if (typeof stats === 'string') return stats
   if (stats.isDirectory()) return 'a folder: only files at the top of the scratch directory are published'
   if (!stats.isFile()) return 'not a regular file'
   return undefined
@@ -93,7 +179,8 @@ async function unpublishable(name: string, path: string): Promise<string | undef
 async function digest(path: string): Promise<{ bytes: number; sha256: string }> {
   const hash = createHash('sha256')
   let bytes = 0
-  await pipeline(createReadStream(path), async (chunks) => {
+  const stream = createReadStream(path, { flags: (constants.O_NOFOLLOW | constants.O_NONBLOCK) as unknown as string })
+  await pipeline(stream, async (chunks) => {
     for await (const chunk of chunks as AsyncIterable<Buffer>) {
       bytes += chunk.length
       hash.update(chunk)
@@ -102,12 +189,26 @@ async function digest(path: string): Promise<{ bytes: number; sha256: string }> 
   return { bytes, sha256: hash.digest('hex') }
 }
 
-function patternToRegExp(pattern: string): RegExp {
-  const source = pattern
-    .replace(/[.+^${}()|[\]\\]/g, '\\$&')
-    .replaceAll('*', '.*')
-    .replaceAll('?', '.')
-  return new RegExp(`^${source}$`, 's')
+/** `*` is any text, `?` one character. Goes back to the last `*` only, so no pattern takes long. */
+function matchesPattern(name: string, pattern: string): boolean {
+  const text = [...name]
+  const wanted = [...pattern]
+  let star = -1
+  let resume = 0
+  let j = 0
+  for (let i = 0; i < text.length; ) {
+    if (wanted[j] === '*') {
+      star = j++
+      resume = i
+    } else if (j < wanted.length && (wanted[j] === '?' || wanted[j] === text[i])) {
+      i++
+      j++
+    } else if (star >= 0) {
+      j = star + 1
+      i = ++resume
+    } else return false
+  }
+  return wanted.slice(j).every((part) => part === '*')
 }
 
 /** Bytes of all files below a directory; stops counting when `limit` is passed. */
@@ -134,14 +235,16 @@ async function usedBytes(path: string): Promise<number> {
   )
 }
 
-/** The last bytes of a file as text. */
+/** The last bytes of a file as text; a character that the cut would halve is left out. */
 export async function readTail(path: string, bytes: number): Promise<string> {
-  const file = await open(path, 'r')
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
   try {
     const { size } = await file.stat()
     const buffer = Buffer.alloc(Math.min(bytes, size))
     const { bytesRead } = await file.read(buffer, 0, buffer.length, Math.max(0, size - bytes))
-    return buffer.toString('utf8', 0, bytesRead)
+    let start = 0
+    if (size > bytes) while (start < 3 && start < bytesRead && ((buffer[start] as number) & 0xc0) === 0x80) start++
+    return buffer.toString('utf8', start, bytesRead)
   } finally {
     await file.close()
   }

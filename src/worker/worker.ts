@@ -83,7 +83,7 @@ export function startWorker(options: WorkerOptions): Worker {
   const slots = Array.from({ length: options.slots }, (_, i) => new Slot(context, i + 1))
   const done = Promise.all(slots.map((slot) => slot.done)).then(() => {
     clearTimeout(drainTimer)
-    bus.emit({ event: 'worker_stopped', jobs: settled.delete + settled.release + settled.bury })
+    bus.emit({ event: 'worker_stopped', settled: settled.delete + settled.release + settled.bury })
   })
 
   const interrupt = (cause: string) => {

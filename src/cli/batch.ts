@@ -1,0 +1,210 @@
+/** `qproducer --batch`: a job for each line of a file or of stdin, told as it goes and accounted for at the end. */
+
+import { createReadStream, open } from 'node:fs'
+import { stat } from 'node:fs/promises'
+import { Socket } from 'node:net'
+import { basename } from 'node:path'
+import { promisify } from 'node:util'
+import {
+  type AcceptedJob,
+  type BatchAccount,
+  type BatchFailureKind,
+  type HeaderDefaults,
+  splitLines,
+  submitBatch,
+} from '../producer.ts'
+import type { PutOptions, Queue } from '../queue/queue.ts'
+import { complain, EXIT, endWithError, outputDrained, writeOut } from './exit.ts'
+
+const PROGRAM = 'qproducer'
+const BAR_WIDTH = 24
+const PROGRESS_MS = 100
+
+export interface BatchOrder {
+  /** a file, or `-` for stdin */
+  readonly source: string
+  readonly put: PutOptions
+  readonly defaults: HeaderDefaults
+  readonly json: boolean
+  readonly verbose: boolean
+  /** RESULT_BASEURL */
+  readonly baseUrl: string
+  /** arguments of the program, to tell the command that goes on after a failure */
+  readonly argv: readonly string[]
+}
+
+/** Where the lines come from. */
+export interface BatchSource {
+  readonly chunks: AsyncIterable<Uint8Array>
+  /** undefined for a pipe */
+  readonly bytes: number | undefined
+}
+
+/** Opens the source before the broker is asked: a file that is not there ends the program. */
+export async function openBatchSource(source: string): Promise<BatchSource> {
+  if (source === '-') return { chunks: process.stdin, bytes: undefined }
+  try {
+    const file = await stat(source)
+    if (file.isDirectory())
+      endWithError(PROGRAM, EXIT.noInput, `--batch ${source}: is a directory; give a file, or - for stdin`)
+    const fd = await promisify(open)(source, 'r')
+    // A read of a pipe that waits in fs's thread pool would keep the program from ending; a socket's read does not.
+    const chunks = file.isFIFO() ? new Socket({ fd, writable: false }) : createReadStream(source, { fd })
+    return { chunks, bytes: file.isFile() ? file.size : undefined }
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    const reason = code === 'ENOENT' || code === 'ENOTDIR' ? 'no such file' : `cannot be read (${code})`
+    return endWithError(
+      PROGRAM,
+      EXIT.noInput,
+      `--batch ${source}: ${reason}; give a file with one job a line, or - for stdin`,
+    )
+  }
+}
+
+/** @returns the exit code */
+export async function runBatch(queue: Queue, source: BatchSource, order: BatchOrder): Promise<number> {
+  const progress = new Progress(source.bytes)
+  const interrupt = new AbortController()
+  // A second Ctrl-C ends the program in the usual way.
+  process.once('SIGINT', () => interrupt.abort())
+  const account = await submitBatch(queue, splitLines(meter(source.chunks, progress)), {
+    put: order.put,
+    defaults: order.defaults,
+    signal: interrupt.signal,
+    onAccepted: (job) => {
+      progress.accepted()
+      if (order.json || order.verbose) void writeOut(describeJob(job, order))
+    },
+  })
+  const seconds = progress.end()
+  await report(account, seconds, order)
+  return account.failed === undefined ? EXIT.ok : FAILURE_EXIT[account.failed.kind]
+}
+
+const FAILURE_EXIT: Record<BatchFailureKind, number> = {
+  line: EXIT.data,
+  broker: EXIT.unavailable,
+  input: EXIT.ioError,
+  interrupted: EXIT.interrupted,
+}
+
+/** Counts what is read, and reads no faster than our own output is taken. */
+async function* meter(chunks: AsyncIterable<Uint8Array>, progress: Progress): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    progress.read(chunk.length)
+    yield chunk
+    await outputDrained()
+  }
+}
+
+function describeJob({ line, uuid, type, ticket, bytes }: AcceptedJob, order: BatchOrder): string {
+  const url = `${order.baseUrl}/${uuid}`
+  if (order.json) return `${JSON.stringify({ line, uuid, type, ticket, bytes, url })}\n`
+  return `line ${line}: ${uuid} ${type}, ticket ${ticket}, result URL: ${url}\n`
+}
+
+async function report(account: BatchAccount, seconds: number, order: BatchOrder): Promise<void> {
+  const rate = Math.round(account.accepted / Math.max(seconds, 0.001))
+  if (order.json) await writeOut(`${JSON.stringify(makeJsonAccount(account, seconds, rate))}\n`)
+  else await writeOut(`${describeCount(account)} in ${seconds.toFixed(2)} s (${rate}/s)\n`)
+  if (account.failed !== undefined) complain(PROGRAM, describeFailure(account, order))
+}
+
+function makeJsonAccount(account: BatchAccount, seconds: number, rate: number): object {
+  const { accepted, firstLine, lastLine, failed, unanswered, refusedLines, nextLine } = account
+  return {
+    accepted,
+    first_line: firstLine ?? null,
+    last_line: lastLine ?? null,
+    failed: failed === undefined ? null : { line: failed.line, message: failed.message },
+    unanswered: unanswered === undefined ? null : { from_line: unanswered.fromLine, to_line: unanswered.toLine },
+    refused_lines: refusedLines,
+    next_line: nextLine,
+    seconds: Math.round(seconds * 1000) / 1000,
+    jobs_per_second: rate,
+  }
+}
+
+function describeCount({ accepted, firstLine, lastLine }: BatchAccount): string {
+  const jobs = `accepted ${accepted} ${accepted === 1 ? 'job' : 'jobs'}`
+  return firstLine === undefined ? jobs : `${jobs} from lines ${firstLine} to ${lastLine}`
+}
+
+/** Where it failed, what was accepted, what is not known, and the command that goes on. */
+function describeFailure(account: BatchAccount, order: BatchOrder): string {
+  const { failed, unanswered, refusedLines, nextLine } = account
+  const name = order.source === '-' ? 'stdin' : basename(order.source)
+  const lines = [`${name}, line ${failed?.line}: ${failed?.message}`, describeCount(account)]
+  if (unanswered !== undefined) {
+    const { fromLine, toLine } = unanswered
+    lines.push(
+      `lines ${fromLine} to ${toLine} were sent and not answered: they may or may not be in the queue`,
+      `to send them again (a job without a uuid of its own may then run twice): ${continuation(fromLine, order)}`,
+      `to go on after them: ${continuation(nextLine, order)}`,
+    )
+  } else {
+    const repaired = failed?.kind === 'line' ? ' when that line is corrected' : ''
+    lines.push(`to go on${repaired}: ${continuation(nextLine, order)}`)
+  }
+  if (refusedLines.length > 0)
+    lines.push(`lines refused before that: ${refusedLines.join(', ')}; send these again, too`)
+  return lines.join('\n')
+}
+
+function continuation(line: number, order: BatchOrder): string {
+  const at = order.argv.indexOf('--batch')
+  const argv = order.argv.map((arg, i) => (i === at + 1 && at >= 0 ? '-' : arg.replace(/^--batch=.*$/s, '--batch=-')))
+  const source = order.source === '-' ? '' : ` ${quote(order.source)}`
+  return `tail -n +${line}${source} | ${[PROGRAM, ...argv].map(quote).join(' ')}`
+}
+
+/** For a POSIX shell. */
+function quote(word: string): string {
+  return /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`
+}
+
+/** One line on stderr that is drawn anew, only on a terminal. */
+class Progress {
+  readonly #totalBytes: number | undefined
+  readonly #startedMs = performance.now()
+  readonly #onTerminal = process.stderr.isTTY === true
+  #readBytes = 0
+  #jobs = 0
+  #drawnMs = 0
+
+  constructor(totalBytes: number | undefined) {
+    this.#totalBytes = totalBytes
+  }
+
+  read(bytes: number): void {
+    this.#readBytes += bytes
+    this.#draw()
+  }
+
+  accepted(): void {
+    this.#jobs++
+    this.#draw()
+  }
+
+  /** @returns seconds since the start */
+  end(): number {
+    if (this.#onTerminal) process.stderr.write('\r\x1b[2K')
+    return (performance.now() - this.#startedMs) / 1000
+  }
+
+  #draw(): void {
+    const now = performance.now()
+    if (!this.#onTerminal || now - this.#drawnMs < PROGRESS_MS) return
+    this.#drawnMs = now
+    const rate = Math.round(this.#jobs / Math.max((now - this.#startedMs) / 1000, 0.001))
+    process.stderr.write(`\r\x1b[2K${makeBar(this.#readBytes, this.#totalBytes)}${this.#jobs} jobs, ${rate}/s`)
+  }
+}
+
+function makeBar(bytes: number, totalBytes: number | undefined): string {
+  if (totalBytes === undefined || totalBytes === 0) return ''
+  const part = Math.min(bytes / totalBytes, 1)
+  const full = Math.floor(part * BAR_WIDTH)
+  return `[${'#'.repeat(full)}${'.'.repeat(BAR_WIDTH - full)}] ${Math.floor(part * 100)} %, `
+}

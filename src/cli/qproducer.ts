@@ -1,0 +1,403 @@
+/** `qproducer`: puts jobs into the queue, one or many, and follows one to its end if asked to. */
+
+import { open } from 'node:fs/promises'
+import { Command, CommanderError } from 'commander'
+import type { Config, ConfigKey } from '../config.ts'
+import { parseDuration } from '../job/duration.ts'
+import { describe, encodePackage, PackageError, type WorkPackage } from '../job/package.ts'
+import { makePackage, payloadFromText, submit } from '../producer.ts'
+import { isTubeName, openQueue, type PutOptions, type Queue, QueueError, type Ticket } from '../queue/queue.ts'
+import { brokerAdvice, brokerUrl } from './broker.ts'
+import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
+import { VERSION } from './version.ts'
+
+const PROGRAM = 'qproducer'
+
+/** Largest payload that is read; beanstalkd's own limit (-z) ends at 1 GiB, and nobody sends that through a queue. */
+const MAX_PAYLOAD_BYTES = 256 * 2 ** 20
+
+interface Flags {
+  config?: string
+  algorithm?: string
+  payload?: string
+  verbose?: boolean
+  priority?: string
+  delay?: string
+  ttr?: string
+  tube?: string
+  uuid?: string
+  maxAttempts?: string
+  tag?: string[]
+  batch?: string
+  wait?: boolean
+  timeout?: string
+  json?: boolean
+}
+
+/** A command line that makes sense. */
+interface Order {
+  readonly type: string | undefined
+  readonly uuid: string | undefined
+  readonly maxAttempts: number | undefined
+  readonly tags: Readonly<Record<string, string>> | undefined
+  readonly timeoutSeconds: number | undefined
+  /** what goes above the configuration */
+  readonly settings: Partial<Record<ConfigKey, unknown>>
+}
+
+/** One accepted job. */
+interface Accepted {
+  readonly workPackage: WorkPackage
+  readonly put: PutOptions
+  readonly ticket: Ticket
+  readonly bytes: number
+  readonly url: string
+}
+
+const EXAMPLES = `
+PAYLOAD is JSON ('{"days": 7}'), plain text (sent as {"payload": text}), @FILE, or - for stdin. Without it: {}.
+Durations are seconds, or have a unit: 90, 90s, 5m, 2h, 1d.
+Each line of a batch is a payload, or a whole work package [{"uuid": ..., "type": ...}, payload].
+
+Examples:
+  qproducer -a sleep -p '{"seconds": 3}'
+  qproducer -a forecast -p @series.json --ttr 10m --wait | jq .result
+  qproducer -a forecast --batch series.ndjson --tag season=winter
+  generate | qproducer -a sleep --batch - --json
+
+With --wait stdout has the result document only, and the exit code is that of the job: 0 complete, the last attempt's
+own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,
+69 broker or result not reachable, 78 bad configuration, 130 interrupted.`
+
+function makeProgram(): Command {
+  return new Command(PROGRAM)
+    .description('Puts jobs into the queue: takes a payload, makes a work package, prints where its result will be.')
+    .option('-c, --config <file>', 'rc file (YAML)')
+    .option('-a, --algorithm <type>', 'algorithm that runs the job')
+    .option('-p, --payload <payload>', 'payload: JSON, plain text, @file, or - for stdin')
+    .option('-v, --verbose', 'tell more')
+    .option('--priority <n>', '0 is most urgent (PRIORITY)')
+    .option('--delay <duration>', 'time before the job may start (DELAY)')
+    .option('--ttr <duration>', 'time to run, at least 1 s (TTR)')
+    .option('--tube <name>', 'tube to put into (TUBE)')
+    .option('--uuid <hex>', '32 lower-case hexadecimal digits (default: a new one)')
+    .option('--max-attempts <n>', "tries before the job is buried (default: the worker's MAX_ATTEMPTS)")
+    .option(
+      '--tag <key=value>',
+      'label of the job; may be given more than once',
+      (tag: string, tags: string[] = []) => [...tags, tag],
+    )
+    .option('--batch <file>', 'a job for each line of this file, or of stdin with -')
+    .option('--wait', 'follow the job to its end and print its result')
+    .option('--timeout <duration>', 'with --wait: wait no longer than this')
+    .option('--json', 'print one JSON object (with --batch: one for each job, then the account)')
+    .version(VERSION, '-V, --version')
+    .addHelpText('after', EXAMPLES)
+    .allowExcessArguments(false)
+    .configureOutput({ outputError: (text) => complain(PROGRAM, text.replace(/^error: /, '')) })
+    .exitOverride()
+}
+
+function parseFlags(argv: readonly string[]): Flags {
+  const program = makeProgram()
+  try {
+    return program.parse(argv, { from: 'user' }).opts<Flags>()
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error
+    process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
+  }
+}
+
+function usage(message: string): never {
+  return endWithError(PROGRAM, EXIT.usage, `${message}\ntry qproducer --help`)
+}
+
+/** Pairs that contradict each other, with the reason. */
+const CONFLICTS: readonly [keyof Flags, keyof Flags, string][] = [
+  ['batch', 'payload', 'each line of the batch is a payload'],
+  ['batch', 'uuid', 'each job needs a uuid of its own'],
+  ['batch', 'wait', 'only a single job can be waited for'],
+]
+
+function checkFlags(flags: Flags): Order {
+  for (const [one, other, reason] of CONFLICTS) {
+    if (flags[one] !== undefined && flags[other] !== undefined) {
+      usage(`--${one} and --${other} do not go together: ${reason}; leave one out`)
+    }
+  }
+  if (flags.timeout !== undefined && !flags.wait)
+    usage('--timeout goes only with --wait: add --wait, or leave --timeout out')
+  if (flags.algorithm === undefined && flags.batch === undefined) {
+    usage('no algorithm is named: give -a TYPE (and -p PAYLOAD), or --batch FILE')
+  }
+  const order = {
+    type: flags.algorithm,
+    uuid: flags.uuid,
+    maxAttempts:
+      flags.maxAttempts === undefined ? undefined : parseNumber('--max-attempts', flags.maxAttempts, 1, 1000),
+    tags: flags.tag === undefined ? undefined : parseTags(flags.tag),
+    timeoutSeconds: flags.timeout === undefined ? undefined : parseTime('--timeout', flags.timeout),
+    settings: makeSettings(flags),
+  }
+  try {
+    // What stands in the header is checked before the payload is read and the broker asked.
+    encodePackage(makePackage({ ...order, type: order.type ?? 'any', payloadJson: '{}' }))
+  } catch (error) {
+    if (error instanceof PackageError) usage(error.message)
+    throw error
+  }
+  return order
+}
+
+function makeSettings(flags: Flags): Partial<Record<ConfigKey, unknown>> {
+  const { priority, delay, ttr, tube } = flags
+  if (tube !== undefined && !isTubeName(tube)) {
+    usage(`--tube takes 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), not beginning with -; it is ${describe(tube)}`)
+  }
+  const ttrSeconds = ttr === undefined ? undefined : parseTime('--ttr', ttr)
+  if (ttrSeconds === 0) usage('--ttr must be at least 1 s: beanstalkd would make 1 of 0')
+  return {
+    ...(tube === undefined ? {} : { TUBE: tube }),
+    ...(priority === undefined ? {} : { PRIORITY: parseNumber('--priority', priority, 0, 4_294_967_295) }),
+    ...(delay === undefined ? {} : { DELAY: parseTime('--delay', delay) }),
+    ...(ttrSeconds === undefined ? {} : { TTR: ttrSeconds }),
+  }
+}
+
+function parseNumber(flag: string, text: string, min: number, max: number): number {
+  const value = /^\d{1,10}$/.test(text) ? Number(text) : Number.NaN
+  if (value >= min && value <= max) return value
+  return usage(`${flag} must be a whole number from ${min} to ${max}; it is ${describe(text)}`)
+}
+
+function parseTime(flag: string, text: string): number {
+  try {
+    return parseDuration(text)
+  } catch (error) {
+    if (error instanceof RangeError) return usage(`${flag}: ${error.message}`)
+    throw error
+  }
+}
+
+function parseTags(tags: readonly string[]): Record<string, string> {
+  const pairs = new Map<string, string>()
+  for (const tag of tags) {
+    const at = tag.indexOf('=')
+    if (at < 1) usage(`--tag takes key=value; it is ${describe(tag)}`)
+    const key = tag.slice(0, at)
+    if (pairs.has(key)) usage(`--tag ${key} is given twice; a job has one value for each`)
+    pairs.set(key, tag.slice(at + 1))
+  }
+  return Object.fromEntries(pairs)
+}
+
+async function readConfig(flags: Flags, order: Order): Promise<{ config: Config; dump: string }> {
+  const { ConfigError, describeConfig, loadConfig } = await import('../config.ts')
+  try {
+    const config = await loadConfig({ file: flags.config, flags: order.settings })
+    return { config, dump: describeConfig(config) }
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error
+    const isMissing = error.code === 'missing_file' || error.code === 'unreadable_file'
+    return endWithError(PROGRAM, isMissing ? EXIT.noInput : EXIT.config, error.problems.join('\n'))
+  }
+}
+
+async function readPayload(payload: string | undefined): Promise<string> {
+  if (payload === undefined) return '{}'
+  if (payload === '-') return payloadFromText(decode(await readAll(process.stdin, 'stdin'), 'stdin'))
+  if (!payload.startsWith('@')) return payloadFromText(payload)
+  const name = payload.slice(1)
+  try {
+    const file = await open(name)
+    return payloadFromText(decode(await readAll(file.createReadStream(), name), name))
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (error instanceof PackageError || code === undefined) throw error
+    const reason = code === 'ENOENT' || code === 'ENOTDIR' ? 'no such file' : `cannot be read (${code})`
+    return endWithError(
+      PROGRAM,
+      EXIT.noInput,
+      `payload file ${name}: ${reason}; -p @FILE names a file that this user may read`,
+    )
+  }
+}
+
+async function readAll(stream: AsyncIterable<Buffer>, name: string): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  let bytes = 0
+  for await (const chunk of stream) {
+    bytes += chunk.length
+    if (bytes > MAX_PAYLOAD_BYTES) {
+      endWithError(
+        PROGRAM,
+        EXIT.data,
+        `the payload from ${name} has more than ${MAX_PAYLOAD_BYTES} bytes: put the data on a URL and send that`,
+      )
+    }
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks)
+}
+
+function decode(bytes: Buffer, name: string): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch (cause) {
+    throw new PackageError(
+      'not_utf8',
+      `the payload from ${name} (${bytes.length} bytes) is not UTF-8 text: encode it (base64), or put it on a URL and send that`,
+      { cause },
+    )
+  }
+}
+
+async function connect(config: Config): Promise<Queue> {
+  try {
+    return await openQueue(brokerUrl(config))
+  } catch (error) {
+    if (!(error instanceof QueueError)) throw error
+    return endWithError(PROGRAM, EXIT.unavailable, brokerAdvice(config, error))
+  }
+}
+
+async function main(argv: readonly string[]): Promise<number> {
+  const flags = parseFlags(argv)
+  const order = checkFlags(flags)
+  const { config, dump } = await readConfig(flags, order)
+  // With --json and --wait stdout belongs to the document.
+  const say = flags.json || flags.wait ? sayOnStderr : sayOnStdout
+  if (flags.verbose) say(`Using this configuration:\n${dump.trimEnd()}\n---`)
+  const put: PutOptions = {
+    tube: config.TUBE,
+    priority: config.PRIORITY,
+    delaySeconds: config.DELAY,
+    ttrSeconds: config.TTR,
+  }
+  const connecting = `Starting producer, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
+  if (flags.batch !== undefined) {
+    const { openBatchSource, runBatch } = await import('./batch.ts')
+    const source = await openBatchSource(flags.batch)
+    if (flags.verbose) say(connecting)
+    return runBatch(await connect(config), source, {
+      source: flags.batch,
+      put,
+      defaults: order,
+      json: flags.json ?? false,
+      verbose: flags.verbose ?? false,
+      baseUrl: config.RESULT_BASEURL,
+      argv,
+    })
+  }
+  const workPackage = makePackage({
+    ...order,
+    type: order.type ?? '',
+    payloadJson: await readPayload(flags.payload),
+  })
+  if (flags.verbose) say(connecting)
+  const queue = await connect(config)
+  const { ticket, bytes } = await submit(queue, workPackage, put)
+  const accepted = { workPackage, put, ticket, bytes, url: `${config.RESULT_BASEURL}/${workPackage.header.uuid}` }
+  if (!flags.json || flags.verbose) {
+    say(`generated work package: ${encodePackage(workPackage)}`)
+    if (flags.verbose) say(`ticket: ${ticket}`)
+    say(`result URL: ${accepted.url}`)
+  }
+  if (flags.wait) return follow(accepted, queue, config, order.timeoutSeconds, flags.json ?? false)
+  if (flags.json) await writeOut(`${JSON.stringify(describeAccepted(accepted))}\n`)
+  return EXIT.ok
+}
+
+function sayOnStdout(text: string): void {
+  void writeOut(`${text}\n`)
+}
+
+function sayOnStderr(text: string): void {
+  process.stderr.write(`${text}\n`)
+}
+
+function describeAccepted({ workPackage, put, ticket, bytes, url }: Accepted): Record<string, unknown> {
+  const { uuid, type } = workPackage.header
+  return {
+    uuid,
+    type,
+    tube: put.tube,
+    ticket,
+    priority: put.priority,
+    delay_seconds: put.delaySeconds,
+    ttr_seconds: put.ttrSeconds,
+    bytes,
+    url,
+  }
+}
+
+async function follow(
+  accepted: Accepted,
+  first: Queue,
+  config: Config,
+  timeoutSeconds: number | undefined,
+  json: boolean,
+): Promise<number> {
+  const { describeEnd, waitForEnd } = await import('./wait.ts')
+  let queue = first
+  const ticketState = async () => {
+    try {
+      return await queue.ticketState(accepted.ticket)
+    } catch {
+      // The broker was restarted, perhaps: once more on a new connection.
+      queue.close()
+      queue = await openQueue(brokerUrl(config))
+      return queue.ticketState(accepted.ticket)
+    }
+  }
+  const interrupt = new AbortController()
+  // A second Ctrl-C ends the program in the usual way.
+  process.once('SIGINT', () => interrupt.abort())
+  const onTerminal = process.stderr.isTTY === true
+  const clear = () => onTerminal && process.stderr.write('\r\x1b[2K')
+  const end = await waitForEnd({
+    uuid: accepted.workPackage.header.uuid,
+    url: accepted.url,
+    ticketState,
+    timeoutSeconds,
+    signal: interrupt.signal,
+    warn: (message) => {
+      clear()
+      complain(PROGRAM, message)
+    },
+    show: (line) => onTerminal && process.stderr.write(`\r\x1b[2K${line}`),
+  })
+  clear()
+  const told = describeEnd(end, accepted.url)
+  const head = JSON.stringify(describeAccepted(accepted)).slice(0, -1)
+  const text = json ? `${head},${told.jsonMembers}}\n` : told.document
+  if (text !== undefined) await writeOut(text.endsWith('\n') ? text : `${text}\n`)
+  if (told.message !== undefined) complain(PROGRAM, told.message)
+  return told.exitCode
+}
+
+async function run(): Promise<void> {
+  ignoreBrokenPipe()
+  try {
+    await endProgram(await main(process.argv.slice(2)))
+  } catch (error) {
+    if (error instanceof PackageError) endWithError(PROGRAM, EXIT.data, error.message)
+    if (error instanceof QueueError) {
+      endWithError(PROGRAM, error.code === 'too_big' ? EXIT.data : EXIT.unavailable, describePutFailure(error))
+    }
+    endWithError(PROGRAM, EXIT.software, `unexpected fault: ${error instanceof Error ? error.stack : String(error)}`)
+  }
+}
+
+function describePutFailure(error: QueueError): string {
+  switch (error.code) {
+    case 'too_big':
+      return error.message
+    case 'connection_lost':
+      return `${error.message}: it is not known whether the broker took the job`
+    default:
+      return `the broker did not take the job: ${error.message}`
+  }
+}
+
+await run()
