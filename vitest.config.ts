@@ -5,5 +5,7 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     testTimeout: 60_000,
     hookTimeout: 30_000,
+    // Most tests wait for processes: more files at a time than processors, but few enough that TTRs of a second hold.
+    maxWorkers: 3,
   },
 })
