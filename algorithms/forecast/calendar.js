@@ -1,6 +1,6 @@
 /** Time axes: the step between the dates of a series, the gaps in it, and the dates that follow. Pure; all in UTC. */
 
-import { BadInput } from './request.js'
+import { BadInput } from './bad_input.js'
 
 const DAY_MS = 86_400_000
 const MAX_STEPS = 100_000

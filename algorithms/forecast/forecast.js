@@ -2,11 +2,12 @@
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { measureAccuracy } from './accuracy.js'
+import { BadInput } from './bad_input.js'
 import { fillGaps } from './calendar.js'
 import { forecastWithIntervals } from './intervals.js'
 import { fitModel, MODELS, modelProblem } from './models.js'
 import { drawPlot } from './plot.js'
-import { BadInput, parseRequest } from './request.js'
+import { parseRequest } from './request.js'
 
 const EXIT_BAD_INPUT = 65
 const PLOT = 'plot.svg'

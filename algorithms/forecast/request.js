@@ -2,11 +2,9 @@
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { BadInput } from './bad_input.js'
 import { readAxis } from './calendar.js'
 import { MODELS } from './models.js'
-
-/** The payload is wrong, and would be wrong again. The message says what came, what is expected, and what to do. */
-export class BadInput extends Error {}
 
 const SAMPLES_DIR = join(import.meta.dirname, '..', 'samples')
 const MAX_POINTS = 100_000
