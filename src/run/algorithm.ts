@@ -118,38 +118,53 @@ function isAbsence(error: unknown): boolean {
   return code === 'ENOENT' || code === 'ENOTDIR'
 }
 
-const EXIT_CODE = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(255))
+// Each message completes the sentence "<key> must be ...".
+const TEXT = v.string('must be text; in quotes, if it looks like a number')
+const ARGUMENT = v.pipe(
+  TEXT,
+  v.check((s) => !s.includes('\0'), 'must not hold a NUL byte'),
+)
+const WHOLE_ATTEMPTS = 'must be a whole number from 1 to 1000'
+const EXIT_CODE_WORDS = 'must be an exit code from 1 to 255'
+const EXIT_CODE = v.pipe(
+  v.number(EXIT_CODE_WORDS),
+  v.integer(EXIT_CODE_WORDS),
+  v.minValue(1, EXIT_CODE_WORDS),
+  v.maxValue(255, EXIT_CODE_WORDS),
+)
 
 const MANIFEST_SCHEMA = v.strictObject({
   name: v.optional(
-    v.pipe(v.string(), v.regex(TYPE_PATTERN, 'must be 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit')),
+    v.pipe(TEXT, v.regex(TYPE_PATTERN, 'must be 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit')),
   ),
   version: v.optional(
     v.union([v.string(), v.pipe(v.number(), v.transform(String))], 'must be text such as "1.0"'),
     '0',
   ),
-  description: v.optional(v.string(), ''),
+  description: v.optional(TEXT, ''),
   command: v.pipe(
-    v.array(
-      v.pipe(
-        v.string(),
-        v.check((s) => !s.includes('\0'), 'must not hold a NUL byte'),
-      ),
-      'must be a list: the program and its arguments, such as ["./run.sh", "{ttr}"]',
-    ),
+    v.array(ARGUMENT, 'must be a list: the program and its arguments, such as ["./run.sh", "{ttr}"]'),
     v.minLength(1, 'must have at least one element: the program'),
     v.check((command) => command[0] !== '', 'must begin with a program, not with empty text'),
   ),
   outputs: v.optional(
     v.array(
       v.pipe(
-        v.string(),
+        TEXT,
         v.check((s) => s !== '' && !s.includes('/'), 'must be names or patterns such as "*.svg", without a slash'),
       ),
+      'must be a list of names or patterns such as ["*.svg"]',
     ),
   ),
   output: v.optional(v.picklist(['auto', 'json', 'text'], 'must be auto, json or text'), 'auto'),
-  max_attempts: v.optional(v.pipe(v.number('must be a number'), v.integer(), v.minValue(1), v.maxValue(1000))),
+  max_attempts: v.optional(
+    v.pipe(
+      v.number(WHOLE_ATTEMPTS),
+      v.integer(WHOLE_ATTEMPTS),
+      v.minValue(1, WHOLE_ATTEMPTS),
+      v.maxValue(1000, WHOLE_ATTEMPTS),
+    ),
+  ),
   permanent_exits: v.optional(v.array(EXIT_CODE, 'must be a list of exit codes'), []),
   env: v.optional(
     v.record(
@@ -158,20 +173,14 @@ const MANIFEST_SCHEMA = v.strictObject({
         v.regex(/^(?!QWORKER_)[A-Za-z_][A-Za-z0-9_]*$/, 'must be names of variables that do not begin with QWORKER_'),
       ),
       v.union(
-        [
-          v.pipe(
-            v.string(),
-            v.check((s) => !s.includes('\0'), 'must not hold a NUL byte'),
-          ),
-          v.pipe(v.number(), v.transform(String)),
-          v.pipe(v.boolean(), v.transform(String)),
-        ],
-        'must be text without a NUL byte',
+        [ARGUMENT, v.pipe(v.number(), v.transform(String)), v.pipe(v.boolean(), v.transform(String))],
+        'must be text',
       ),
+      'must be lines like NAME: value',
     ),
     {},
   ),
-  settings: v.optional(v.array(v.string(), 'must be a list of rc keys'), []),
+  settings: v.optional(v.array(TEXT, 'must be a list of rc keys'), []),
 })
 
 /**
@@ -216,7 +225,9 @@ async function readYaml(file: string): Promise<unknown> {
     const stats = await stat(file)
     if (!stats.isFile()) throw new AlgorithmError(`${file}: is no file`)
     if (stats.size > MAX_MANIFEST_BYTES) throw new AlgorithmError(`${file}: is larger than ${MAX_MANIFEST_BYTES} bytes`)
-    return parse(await readFile(file, 'utf8'), { maxAliasCount: 10, logLevel: 'error' })
+    const manifest: unknown = parse(await readFile(file, 'utf8'), { maxAliasCount: 10, logLevel: 'error' })
+    // The schema takes a list for an object with the keys 0, 1, ...
+    return Array.isArray(manifest) ? null : manifest
   } catch (cause) {
     if (cause instanceof AlgorithmError) throw cause
     throw new AlgorithmError(`${file}: ${String((cause as Error).message).split('\n', 1)[0]}`, { cause })
@@ -285,7 +296,6 @@ async function executableProblem(file: string): Promise<string | undefined> {
 
 /** Says why a program that is there and may be executed did not start; undefined when it is none of the usual reasons. */
 export async function explainStartFailure(file: string, code: string): Promise<string | undefined> {
-  if (code === 'ENOEXEC') return 'it is neither a program for this machine nor does it begin with a #! line'
   if (code !== 'ENOENT' && code !== 'EACCES') return undefined
   const [, line = ''] = /^#!([^\n]*)/.exec(await readHead(file)) ?? []
   const [interpreter] = line.trim().split(/\s/, 1)

@@ -18,7 +18,7 @@
  * Elsewhere only descendants (tree-kill, by way of `ps`) and the process group are found; the receipt says `tree`.
  */
 
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { execa } from 'execa'
@@ -226,12 +226,14 @@ function readStat(pid: number, sight: Sight): ProcessStat | undefined {
 type SentSignal = KillReceipt['signals'][number]
 
 async function endByProc(run: RunIdentity, termToKillMs: number, known: Known): Promise<KillReceipt> {
-  const began = performance.now()
+  let began = performance.now()
   const since = () => Math.round(performance.now() - began)
   const signals: SentSignal[] = []
   if (termToKillMs > 0) {
     const { found, isBlind } = lookForRun(run, known)
-    signals.push({ signal: 'SIGTERM', at_ms: since(), processes: found.length })
+    // The first look may take long on a busy machine: who got the signal has its whole time.
+    began = performance.now()
+    signals.push({ signal: 'SIGTERM', at_ms: 0, processes: found.length })
     for (const { pid } of found) send(pid, 'SIGTERM')
     if (isBlind) send(-run.pid, 'SIGTERM')
     for (const { pid } of found) send(pid, 'SIGCONT')
@@ -242,7 +244,6 @@ async function endByProc(run: RunIdentity, termToKillMs: number, known: Known): 
   }
   const killing = performance.now()
   const shoot = (pid: number) => send(pid, 'SIGKILL')
-  if (isGroupAlive(run.pid)) killGroup(run.pid, known)
   let look = lookForRun(run, known, shoot)
   for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = lookForRun(run, known, shoot)) {
     if (isAnyLeft(look)) {
@@ -254,6 +255,7 @@ async function endByProc(run: RunIdentity, termToKillMs: number, known: Known): 
       pauseMs = Math.min(pauseMs * 1.5, LONGEST_KILL_PAUSE_MS)
     } else {
       if (look.isClear || ++unclear >= ENOUGH_UNCLEAR_LOOKS) break
+      killGroup(run.pid, known)
       await sleep(1)
     }
   }
@@ -299,11 +301,25 @@ async function endByTree(run: RunIdentity, termToKillMs: number): Promise<KillRe
   return { signals, duration_ms: since(), survivors: isGroupAlive(run.pid) ? [run.pid] : [], method: 'tree' }
 }
 
+/** Without any, execa 9.6 leaves the child's `error` unheard, which would end the worker. */
+function hasSpareDescriptors(): boolean {
+  const spare: number[] = []
+  try {
+    while (spare.length < 8) spare.push(openSync('/dev/null', 'r'))
+    return true
+  } catch {
+    return false
+  } finally {
+    for (const fd of spare) closeSync(fd)
+  }
+}
+
 /**
  * In a process of its own: where `ps` is missing or cannot be started, tree-kill 1.2.2 raises an exception that nobody
  * can catch, which would end the worker.
  */
 async function signalTree(pid: number, signal: NodeJS.Signals): Promise<void> {
+  if (!hasSpareDescriptors()) return send(-pid, signal)
   const treeKill = fileURLToPath(import.meta.resolve('tree-kill/cli.js'))
   const { exitCode } = await execa(process.execPath, [treeKill, String(pid), signal], {
     stdio: 'ignore',

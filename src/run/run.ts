@@ -1,9 +1,9 @@
 /** A process in, an Outcome out. */
 
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { closeSync, fstatSync, openSync, realpathSync } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
-import { execa } from 'execa'
 import type { KillReceipt, Outcome } from '../job/outcome.ts'
 import type { SkippedFile } from '../job/result.ts'
 import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
@@ -117,9 +117,6 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
   }
 }
 
-/** execa takes any open descriptor; its types stop at 9. */
-type Descriptor = 3
-
 interface Exit {
   readonly exitCode: number | null
   readonly signal: string | undefined
@@ -149,28 +146,20 @@ async function startProcess(request: RunRequest, started: Date): Promise<Started
   const mark = `${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
   // The links in /proc, by which stray processes are found, are real paths.
   const realPath = realpathSync(workdir.path)
-  const fds = openStreams(workdir)
-  let child: ReturnType<typeof spawnProgram>
-  try {
-    child = spawnProgram(file, args, request, environmentOf(request, mark, started), fds)
-  } catch (error) {
-    closeAll(fds.slice(1))
-    throw error
-  } finally {
-    closeAll(fds.slice(0, 1))
-  }
-  const [, stdout, stderr] = fds
-  if (child.pid === undefined) {
-    closeAll([stdout, stderr])
-    const { code = '', shortMessage } = await child
-    if (MACHINE_FAULTS.has(code)) return { outcome: { kind: 'worker_fault', detail: `${file}: ${shortMessage}` } }
-    const why = await explainStartFailure(file, code)
-    const detail = `algorithm ${algorithm.name}: its program ${file} cannot be started: ${why ?? shortMessage ?? code}`
+  const [stdin, ...streams] = openStreams(workdir)
+  const spawned = spawnProgram(file, args, request, environmentOf(request, mark, started), [stdin, ...streams])
+  closeAll([stdin])
+  if ('failure' in spawned) {
+    closeAll(streams)
+    const { code = '', message } = await spawned.failure
+    if (MACHINE_FAULTS.has(code)) return { outcome: { kind: 'worker_fault', detail: `${file}: ${message}` } }
+    const why = (await explainStartFailure(file, code)) ?? message
+    const detail = `algorithm ${algorithm.name}: its program ${file} cannot be started: ${why}`
     return { outcome: { kind: 'not_started', detail } }
   }
-  const identity = { pid: child.pid, mark, workdir: realPath, startTicks: startTicksOf(child.pid) }
-  const exited = child.then(({ exitCode, signal }) => ({ exitCode: exitCode ?? null, signal }))
-  return { identity, exited, streams: [stdout, stderr] }
+  const { pid, exited } = spawned
+  const identity = { pid, mark, workdir: realPath, startTicks: startTicksOf(pid) }
+  return { identity, exited, streams }
 }
 
 type Streams = readonly [stdin: number, stdout: number, stderr: number]
@@ -193,25 +182,31 @@ function closeAll(fds: readonly number[]): void {
   for (const fd of fds) closeSync(fd)
 }
 
+type Spawned = { pid: number; exited: Promise<Exit> } | { failure: Promise<NodeJS.ErrnoException> }
+
+/**
+ * Node's own spawn: without a free descriptor (EMFILE), execa 9.6 throws before it listens to the child's `error`,
+ * which then ends the worker.
+ */
 function spawnProgram(
   file: string,
   args: string[],
   request: RunRequest,
   env: Record<string, string>,
-  [stdin, stdout, stderr]: Streams,
-) {
-  return execa(file, args, {
-    cwd: request.workdir.scratch,
-    env,
-    extendEnv: false,
-    stdin: stdin as Descriptor,
-    stdout: stdout as Descriptor,
-    stderr: stderr as Descriptor,
-    detached: true,
-    cleanup: false,
-    buffer: false,
-    reject: false,
-  })
+  stdio: Streams,
+): Spawned {
+  try {
+    const child = spawn(file, args, { cwd: request.workdir.scratch, env, stdio: [...stdio], detached: true })
+    const failure = new Promise<NodeJS.ErrnoException>((resolve) => child.once('error', resolve))
+    const { pid } = child
+    if (pid === undefined) return { failure }
+    const exited = new Promise<Exit>((resolve) =>
+      child.once('exit', (exitCode, signal) => resolve({ exitCode, signal: signal ?? undefined })),
+    )
+    return { pid, exited }
+  } catch (error) {
+    return { failure: Promise.resolve(error as NodeJS.ErrnoException) }
+  }
 }
 
 function environmentOf(request: RunRequest, mark: string, started: Date): Record<string, string> {

@@ -1,6 +1,6 @@
 import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { GetObjectCommand, ListObjectsCommand, S3Client } from '@aws-sdk/client-s3'
 import S3rver from 's3rver'
+import { SMTPServer } from 'smtp-server'
 import { expect, onTestFinished, test } from 'vitest'
 import { type Installation, install, PROJECT, type RunningWorker, until } from '../support/installation.ts'
 
@@ -249,3 +250,54 @@ test('--wait takes its exit code from the outcome', async () => {
   )
   expect(codes).toEqual([10, 65, 143, 124])
 })
+
+test('mail goes out through the server of the rc file; its password is in no environment, argument or published file', async () => {
+  const home = await install(shipped)
+  const mails: string[] = []
+  const server = new SMTPServer({
+    authOptional: false,
+    disabledCommands: ['STARTTLS'],
+    allowInsecureAuth: true,
+    onAuth: ({ username, password }, _, done) =>
+      password === 'tr0ub4dor' ? done(null, { user: username }) : done(new Error('no')),
+    onData(stream, _, done) {
+      let text = ''
+      stream.on('data', (chunk) => {
+        text += chunk
+      })
+      stream.on('end', () => {
+        mails.push(text)
+        done()
+      })
+    },
+  })
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  onTestFinished(() => new Promise<void>((resolve) => void server.close(() => resolve())))
+  home.addAlgorithm('nosy', 'env; cat .settings.json 2>&1 || true')
+  const worker = await home.startWorker({
+    ALGORITHM_DIRS: `${home.algorithms},${PROJECT}/algorithms`,
+    SMTP_HOST: '127.0.0.1',
+    SMTP_PORT: String((server.server.address() as AddressInfo).port),
+    SMTP_SECURE: 'none',
+    SMTP_USER: 'worker',
+    SMTP_PASSWORD: 'tr0ub4dor',
+    SMTP_FROM: 'worker@example.org',
+  })
+  const sent = await home.putJob('mail', { to: 'ann@example.org', subject: 'Fertig ✓', text: 'It is done.' })
+  const nosy = await home.putJob('nosy')
+  await until('both are complete', () => [sent, nosy].every((uuid) => home.result(uuid) !== undefined))
+  expect(mails).toHaveLength(1)
+  expect(mails[0]).toMatch(/^To: ann@example\.org\r$/m)
+  expect(home.result(sent)).toMatchObject({ result: { accepted: ['ann@example.org'] }, files: [] })
+  expect(String(home.result(nosy)?.result)).toMatch(/\.settings\.json: No such file/)
+  const documents = listFiles(home.results)
+    .map((file) => readFileSync(file, 'utf8'))
+    .join('')
+  expect(documents + worker.said.stdout + worker.said.stderr).not.toContain('tr0ub4dor')
+})
+
+function listFiles(dir: string): string[] {
+  return readdirSync(dir, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name))
+}

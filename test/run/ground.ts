@@ -23,6 +23,7 @@ export interface Ground {
 }
 
 const open: Ground[] = []
+let runs = 0
 
 export function openGround(): Ground {
   const uuid = randomBytes(16).toString('hex')
@@ -110,11 +111,12 @@ export async function startRun(ground: Ground, script: string, sleepers: number)
     stdio: ['ignore', stdout, stdout],
     detached: true,
   })
+  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
   closeSync(stdout)
   const pid = child.pid as number
   const run: RunIdentity = { pid, mark, workdir, startTicks: startTicksOf(pid) }
   await until(`${sleepers} sleepers`, () => findSleepers(ground).length === sleepers)
-  return { child, run, exited: new Promise<void>((resolve) => child.once('exit', () => resolve())) }
+  return { child, run, exited }
 }
 
 export interface RunOptions extends Partial<Omit<RunRequest, 'algorithm' | 'workdir' | 'uuid'>> {
@@ -145,7 +147,7 @@ export async function makeRequest(ground: Ground, options: RunOptions = {}): Pro
   const workBase = join(ground.dir, 'work')
   return {
     algorithm: makeAlgorithm(ground.dir, manifest),
-    workdir: await createWorkdir(workBase, `${ground.uuid}.${open.length}`, payloadJson, settings),
+    workdir: await createWorkdir(workBase, `${ground.uuid}.${++runs}`, payloadJson, settings),
     uuid: ground.uuid,
     type: 'test',
     attempt: 1,

@@ -165,7 +165,7 @@ test('a process of the same user that only resembles the run is never touched', 
 test('a process that is older than the run is not touched, whatever its traces', async () => {
   const ground = openGround()
   const { run } = await startRun(ground, 'exec sleep $NAP', 1)
-  const later = { ...run, pid: run.pid + 1, startTicks: (run.startTicks as number) + 1 }
+  const later = { ...run, pid: 2 ** 30, startTicks: (run.startTicks as number) + 1 }
   expect(findProcesses(later)).toEqual([])
   expect((await killTree(run)).survivors).toEqual([])
 })

@@ -41,7 +41,8 @@ test.each(groups)('of no mischief a process is left: %s %s %s %s %s %s', async (
     if (end.kind === 'exits') expect(report.exitCode, name).toBe(end.code)
     if (end.kind === 'dies') expect(report.outcome, name).toEqual({ kind: 'signalled', signal: end.signal })
     if (end.kind !== 'killed') expect(signals, name).toEqual(mischief.leavesProcess ? ['SIGKILL'] : [])
-    else if (name !== 'stops-itself') expect(signals.at(-1), name).toBe(end.by)
+    // Helpers are started after the line is printed: one that is born during SIGTERM meets SIGKILL.
+    else if (name !== 'stops-itself' && !mischief.leavesProcess) expect(signals.at(-1), name).toBe(end.by)
     if (name.startsWith('floods')) expect(report.outcome.kind, name).toBe('output_exceeded')
     if (name === 'half-json') expect(report.outcome.kind).toBe('output_invalid')
     if (name === 'leaves-files') {

@@ -1,0 +1,27 @@
+// Runs one algorithm while all descriptors but `spare` are taken, says what came of it, and ends by itself.
+import { closeSync, openSync, readdirSync } from 'node:fs'
+import { runAlgorithm } from '../../dist/run/run.js'
+
+const { spare, seconds, request } = JSON.parse(process.argv[2])
+const abort = new AbortController()
+const take = () => openSync('/dev/null', 'r')
+const taken = []
+const fill = () => {
+  try {
+    for (;;) taken.push(take())
+  } catch {}
+}
+const open = () => readdirSync('/proc/self/fd').length
+await runAlgorithm({ ...request, signal: abort.signal }).catch(() => {})
+const before = open()
+fill()
+for (let i = 0; i < spare; i++) closeSync(taken.pop())
+const onStarted = () => {
+  if (seconds) {
+    fill()
+    setTimeout(() => abort.abort({ kind: 'interrupted' }), 1000 * seconds)
+  }
+}
+const came = await runAlgorithm({ ...request, signal: abort.signal, onStarted }).catch((error) => error)
+for (const fd of taken) closeSync(fd)
+console.log(JSON.stringify({ before, after: open(), outcome: came.outcome, code: came.code, kill: came.kill }))
