@@ -32,6 +32,7 @@ case $flat in
       flat=$(printf '%s\n' "$flat" | sed -e ':all' -e '$!{N;ball' -e '}' -e 's/[[{][^][{}]*[]}]/_/g')
     done
     value=$(printf '%s\n' "$flat" | sed -n -e ':all' -e '$!{N;ball' -e '}' -e 's/.*\n *\([^, ]*\) *\(,.*\)\{0,1\}$/\1/p')
+    if [ "$value" = '""' ]; then refuse '"seconds" is text, not a number'; fi
     if [ -n "$value" ]; then
       printf '%s\n' "$value" | sed -n -e '/^\(0\|[1-9][0-9]\{0,4\}\)\(\.[0-9]\{1,9\}\)\{0,1\}$/q' -e 'q1' \
         || refuse "\"seconds\" is $(printf '%.40s' "$value")"
