@@ -91,7 +91,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
   const slots = flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
-  const server = await startHttp(config, stores, () => worker)
+  const server = await startHttp(config, parts, () => worker)
   worker = startWorker({
     name,
     slots,
@@ -135,7 +135,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
 
 function startHttp(
   config: Config,
-  stores: Stores,
+  { stores, bus }: Parts,
   worker: () => Worker | undefined,
 ): Promise<ResultServer | undefined> {
   if (config.HTTP_PORT === 'off') return Promise.resolve(undefined)
@@ -145,6 +145,8 @@ function startHttp(
     port: config.HTTP_PORT,
     running: (uuid) => worker()?.running(uuid),
     health: () => worker()?.health() ?? { status: 'starting' },
+    onError: (error) =>
+      bus.emit({ event: 'http_failed', error: error instanceof Error ? error.message : String(error) }),
   }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
 }
 

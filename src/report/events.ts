@@ -39,6 +39,7 @@ export type WorkerEvent =
     }
   | { readonly event: 'worker_interrupting'; readonly running: number; readonly cause: string }
   | { readonly event: 'worker_stopped'; readonly settled: number }
+  | { readonly event: 'http_failed'; readonly error: string }
   | { readonly event: 'algorithms_read'; readonly algorithms: readonly string[] }
   | { readonly event: 'algorithm_problem'; readonly problem: string }
   | { readonly event: 'broker_lost'; readonly slot: number; readonly error: string }

@@ -73,6 +73,7 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     case 'run_ending':
       return 'warn'
     case 'job_refused':
+    case 'http_failed':
     case 'publish_failed':
     case 'settle_failed':
     case 'slot_fault':
@@ -93,6 +94,8 @@ function shortLine(event: WorkerEvent): string {
       return `${event.cause}: ending ${event.running} running job${event.running === 1 ? '' : 's'} and giving them back to the queue`
     case 'worker_stopped':
       return `worker stopped; it settled ${event.settled} reservation${event.settled === 1 ? '' : 's'}`
+    case 'http_failed':
+      return `HTTP server: a request ended with 500: ${event.error}`
     case 'algorithms_read':
       return `algorithms: ${event.algorithms.join(', ')}`
     case 'algorithm_problem':
