@@ -12,10 +12,11 @@ import { openLocalStore, openS3Store } from '../store/store.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerUrl } from './broker.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
-import { findProblems, type Problem, portAdvice } from './startup.ts'
+import { checkAlgorithms, findProblems, type Problem, portAdvice } from './startup.ts'
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
+const MAX_UNREAD_BYTES = 4 * 2 ** 20
 
 interface Flags {
   readonly config?: string
@@ -160,6 +161,13 @@ function handleSignals(config: Config, worker: Worker, bus: Bus): void {
   process.on('SIGINT', stop)
   process.on('SIGHUP', async () => {
     const catalogue = await readAlgorithms(config)
+    // As at the start: without a folder, or without any algorithm, every job would be buried as of unknown type.
+    const obstacles = checkAlgorithms(config, catalogue)
+    if (obstacles.length > 0) {
+      for (const { message } of obstacles)
+        bus.emit({ event: 'algorithm_problem', problem: `${message}; the algorithms read before stay in use` })
+      return
+    }
     worker.replaceAlgorithms(catalogue)
     for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
       bus.emit({ event: 'algorithm_problem', problem })
@@ -216,9 +224,14 @@ function settingsFor(config: Config, algorithm: Algorithm): Record<string, unkno
   return Object.fromEntries(algorithm.settings.filter((key) => all[key] !== null).map((key) => [key, all[key]]))
 }
 
+/** Where nobody reads what we log, lines are dropped rather than gathered without end. */
+function writeBounded(text: string): void {
+  if (process.stdout.writableLength < MAX_UNREAD_BYTES) void writeOut(text)
+}
+
 function logOptions(config: Config, flags: Flags): Parameters<typeof makeLog>[0] {
   const format = config.LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : config.LOG_FORMAT
-  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: (text) => void writeOut(text) }
+  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: writeBounded }
 }
 
 function endWithProblems(problems: readonly Problem[]): never {

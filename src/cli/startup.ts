@@ -94,7 +94,7 @@ async function checkProcessTools(): Promise<Problem[]> {
   }
 }
 
-function checkAlgorithms(config: Config, catalogue: Catalogue): Problem[] {
+export function checkAlgorithms(config: Config, catalogue: Catalogue): Problem[] {
   const problems = catalogue.problems
     .filter((line) => line.startsWith('ALGORITHM_DIRS'))
     .map((message) => ({ exitCode: EXIT.config, message }))

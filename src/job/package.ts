@@ -189,7 +189,7 @@ function excerpt(text: string, length: number): string {
 }
 
 /** Deepest nesting of brackets outside strings; works on any text and never recurses. */
-function nestingDepth(text: string): number {
+export function nestingDepth(text: string): number {
   let depth = 0
   let deepest = 0
   for (let i = 0; i < text.length; i++) {

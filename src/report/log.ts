@@ -18,6 +18,7 @@ export interface LogOptions {
 
 const LEVEL_RANK = { debug: 0, info: 1, warn: 2, error: 3 }
 const MAX_SHOWN = 1000
+const MAX_UNWRITTEN_BYTES = 4 * 2 ** 20
 
 /** A listener that writes the log. */
 export function makeLog(options: LogOptions): Listener {
@@ -32,7 +33,8 @@ export function makeLog(options: LogOptions): Listener {
 
 function makeJsonLog(level: Level): Listener {
   // Synchronous: a line that tells why a process ended must be out before it ends.
-  const out = destination({ dest: 1, sync: true })
+  // A reader that does not read must not stop the worker: lines wait here, and beyond the limit they are dropped.
+  const out = destination({ dest: 1, sync: true, maxLength: MAX_UNWRITTEN_BYTES, retryEAGAIN: () => false })
   // A reader that went away (EPIPE) must not end the worker.
   out.on('error', () => undefined)
   const log = pino(

@@ -5,6 +5,7 @@ import { randomBytes } from 'node:crypto'
 import { closeSync, fstatSync, openSync, realpathSync } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
 import type { KillReceipt, Outcome } from '../job/outcome.ts'
+import { nestingDepth } from '../job/package.ts'
 import type { SkippedFile } from '../job/result.ts'
 import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
 import { killTree, MARK_VARIABLE, type RunIdentity, startTicksOf, sweepLeftovers } from './kill.ts'
@@ -63,8 +64,10 @@ export interface RunReport {
   readonly skipped: readonly SkippedFile[]
 }
 
-/** Larger results belong in a file: the document is read and checked as a whole. */
-export const MAX_RESULT_BYTES = 16 * 2 ** 20
+/** Larger results belong in a file: the document is checked as a whole, and the other slots wait meanwhile (50 ms). */
+export const MAX_RESULT_BYTES = 4 * 2 ** 20
+/** Deeper results crash the recursive parsers of those who read them. */
+const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
 const STDERR_TAIL_BYTES = 2048
 const STREAM_CHECK_MS = 100
@@ -342,10 +345,13 @@ async function harvest(request: RunRequest): Promise<Harvest> {
   }
   const result = await readResult(workdir.stdout, algorithm.output)
   if ('problem' in result) return { ...nothing, outcome: { kind: 'output_invalid', detail: result.problem } }
+  const found = await collectOutputs(workdir, algorithm.outputs, { maxBytes: maxScratchBytes, signal: request.signal })
+  if (request.signal.aborted) return { ...nothing, outcome: request.signal.reason as RunEnd }
+  if ('excess' in found) return { ...nothing, outcome: { kind: 'output_exceeded', detail: found.excess } }
   return {
     outcome: { kind: 'success', exitCode: 0 },
     resultJson: result.json,
-    ...(await collectOutputs(workdir, algorithm.outputs)),
+    ...found,
   }
 }
 
@@ -375,7 +381,9 @@ function decode(bytes: Buffer): string | undefined {
   }
 }
 
+/** The depth is looked at first: parsing megabytes of brackets takes seconds and a gigabyte, and blocks all slots. */
 function isJson(text: string): boolean {
+  if (nestingDepth(text) > MAX_RESULT_DEPTH) return false
   try {
     JSON.parse(text)
     return true
@@ -387,5 +395,6 @@ function isJson(text: string): boolean {
 function jsonProblem(text: string | undefined, bytes: number): string {
   if (bytes === 0) return 'stdout is empty, expected one JSON value'
   if (text === undefined) return `stdout (${bytes} bytes) is not UTF-8 text, expected one JSON value`
+  if (nestingDepth(text) > MAX_RESULT_DEPTH) return `stdout is nested deeper than ${MAX_RESULT_DEPTH} levels`
   return `stdout (${bytes} bytes) is not one JSON value`
 }

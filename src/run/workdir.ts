@@ -8,7 +8,7 @@
 import { createHash } from 'node:crypto'
 import { closeSync, constants, createReadStream, createWriteStream, fstatSync, ftruncateSync, openSync } from 'node:fs'
 import { chmod, lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { type PublishedFile, RESERVED_NAMES, type SkippedFile } from '../job/result.ts'
 
@@ -26,6 +26,9 @@ export interface Output extends PublishedFile {
 }
 
 export const SETTINGS_FILE = '.settings.json'
+
+/** Each costs an open, a hash, a sync and a rename: these take some ten seconds. */
+const MAX_OUTPUT_FILES = 10_000
 
 /**
  * Makes the directory of one run.
@@ -49,6 +52,7 @@ export async function createWorkdir(
     stderr: join(path, 'stderr.log'),
   }
   try {
+    await makeRunFolder(path)
     await mkdir(scratch, { recursive: true, mode: 0o700 })
     await writeFile(workdir.input, payloadJson)
     if (settings !== undefined) await writeFile(join(scratch, SETTINGS_FILE), JSON.stringify(settings), { mode: 0o600 })
@@ -57,6 +61,15 @@ export async function createWorkdir(
     // A full disk must not keep the half of a directory.
     await removeWorkdir(workdir)
     throw error
+  }
+}
+
+/** Two levels and no more: where the result directory is gone (a disk that is not mounted), it must not be made anew. */
+async function makeRunFolder(path: string): Promise<void> {
+  for (const folder of [dirname(path), path]) {
+    await mkdir(folder, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EEXIST') throw error
+    })
   }
 }
 
@@ -101,7 +114,7 @@ export async function reclaimStreams(
     if (ours.size > maxBytes) ftruncateSync(fd, maxBytes)
     const there = await lstat(path).catch(() => undefined)
     if (there?.ino === ours.ino && there.dev === ours.dev) continue
-    await mkdir(workdir.path, { recursive: true, mode: 0o700 })
+    await makeRunFolder(workdir.path)
     await rm(path, { recursive: true, force: true })
     await pipeline(
       createReadStream('', { fd, autoClose: false, start: 0 }),
@@ -117,7 +130,8 @@ export async function reclaimStreams(
 export async function collectOutputs(
   workdir: Workdir,
   patterns: readonly string[] | undefined,
-): Promise<{ outputs: Output[]; skipped: SkippedFile[] }> {
+  { maxBytes, signal }: { maxBytes: number; signal: AbortSignal },
+): Promise<{ outputs: Output[]; skipped: SkippedFile[] } | { excess: string }> {
   const outputs: Output[] = []
   const skipped: SkippedFile[] = []
   const skip = (name: string, reason: string) => skipped.push({ name: showName(name), reason })
@@ -127,16 +141,29 @@ export async function collectOutputs(
     if (!isGone(error)) skip('scratch', reason)
     return []
   })
+  let bytes = 0
+  let seen = 0
   for (const name of names.sort()) {
+    if (signal.aborted) break
     if (name === 'input.json' || name === SETTINGS_FILE) continue
     if (!isWanted(name, patterns)) continue
+    if (++seen > MAX_OUTPUT_FILES)
+      return { excess: `it left more than ${MAX_OUTPUT_FILES} files to publish: pack them into one` }
     const path = join(workdir.scratch, name)
     const reason = await unpublishable(name, path)
     if (reason !== undefined) {
       skip(name, reason)
       continue
     }
-    const content = await digest(path).catch(whyUnreadable)
+    // Not blocks but length: who publishes a sparse file reads and sends all of it.
+    bytes += await lstat(path).then(
+      (stats) => stats.size,
+      () => 0,
+    )
+    if (bytes > maxBytes) return { excess: `its outputs are longer than ${maxBytes} bytes (MAX_SCRATCH)` }
+    const content = await digest(path, signal).catch((error: unknown) =>
+      signal.aborted ? 'interrupted' : whyUnreadable(error),
+    )
     if (typeof content === 'string') skip(name, content)
     else outputs.push({ name, path, ...content })
   }
@@ -176,16 +203,20 @@ async function unpublishable(name: string, path: string): Promise<string | undef
   return undefined
 }
 
-async function digest(path: string): Promise<{ bytes: number; sha256: string }> {
+async function digest(path: string, signal: AbortSignal): Promise<{ bytes: number; sha256: string }> {
   const hash = createHash('sha256')
   let bytes = 0
   const stream = createReadStream(path, { flags: (constants.O_NOFOLLOW | constants.O_NONBLOCK) as unknown as string })
-  await pipeline(stream, async (chunks) => {
-    for await (const chunk of chunks as AsyncIterable<Buffer>) {
-      bytes += chunk.length
-      hash.update(chunk)
-    }
-  })
+  await pipeline(
+    stream,
+    async (chunks) => {
+      for await (const chunk of chunks as AsyncIterable<Buffer>) {
+        bytes += chunk.length
+        hash.update(chunk)
+      }
+    },
+    { signal },
+  )
   return { bytes, sha256: hash.digest('hex') }
 }
 

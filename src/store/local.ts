@@ -29,6 +29,8 @@ interface Base {
   readonly path: string
   /** Directories of the first level that are durable, whoever made them. */
   readonly durable: Set<string>
+  /** Device and inode at the first use: after an unmount another directory has its name. */
+  identity: string | undefined
 }
 
 /** Bytes that wait, durable, for their published name. */
@@ -38,15 +40,31 @@ interface Staged {
 }
 
 export async function openLocal(baseDir: string): Promise<LocalStore> {
-  const base: Base = { path: resolve(baseDir), durable: new Set() }
+  const base: Base = { path: resolve(baseDir), durable: new Set(), identity: undefined }
   return {
-    check: () => checkBase(base.path),
+    check: async () => {
+      const problems = await checkBase(base.path)
+      if (problems.length === 0) await checkIdentity(base)
+      return problems
+    },
     publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),
     writeStatus: (uuid, status) => writeStatus(base, uuid, status),
-    read: (uuid, document) => readDocument(base.path, uuid, document),
+    read: async (uuid, document) => {
+      await checkIdentity(base)
+      return readDocument(base.path, uuid, document)
+    },
     find: (uuid, name) => find(base.path, uuid, name),
     close: async () => {},
   }
+}
+
+/** @throws StoreError when the base is no longer the directory that it was at the start */
+async function checkIdentity(base: Base): Promise<void> {
+  const { dev, ino } = await guard(base.path, () => stat(base.path))
+  base.identity ??= `${dev}:${ino}`
+  if (base.identity === `${dev}:${ino}`) return
+  const message = `the result directory ${base.path} is not the one that it was at the start: mount its disk again, or restart the worker`
+  throw new StoreError('unavailable', message)
 }
 
 async function publish(
@@ -55,6 +73,7 @@ async function publish(
   beforeCommit: () => Promise<boolean> = async () => true,
 ): Promise<boolean> {
   checkPublication(publication)
+  await checkIdentity(base)
   const { uuid, result } = publication
   const dir = jobDir(base.path, uuid)
   const staged: Staged[] = []

@@ -99,7 +99,8 @@ export function startWorker(options: WorkerOptions): Worker {
       bus.emit({ event: 'worker_draining', running: running.size, drainSeconds: options.drainSeconds, cause })
       drainTimer = setTimeout(
         () => interrupt(`DRAIN_TIME of ${options.drainSeconds} s is over`),
-        options.drainSeconds * 1000,
+        // setTimeout makes 1 ms of more than 24.8 days.
+        Math.min(options.drainSeconds * 1000, 2 ** 31 - 1),
       )
       for (const slot of slots) slot.drain()
     },

@@ -339,3 +339,13 @@ test('a run below a directory that is a link is found in /proc all the same', as
   expect(sentSignals(report)).toEqual(['SIGKILL'])
   expect(findSleepers(ground)).toEqual([])
 })
+
+test('megabytes of brackets on stdout are no result, and hold nobody up', async () => {
+  const brackets = `head -c 2000000 /dev/zero | tr "\\0" "[";  head -c 2000000 /dev/zero | tr "\\0" "]"`
+  const ground = openGround()
+  const report = await runScript(ground, brackets, { manifest: { output: 'json' }, maxOutputBytes: 2 ** 23 })
+  expect(report.outcome).toMatchObject({
+    kind: 'output_invalid',
+    detail: expect.stringMatching(/deeper than 1000 levels/),
+  })
+})

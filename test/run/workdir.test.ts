@@ -13,6 +13,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  truncateSync,
   unlinkSync,
   writeFileSync,
   writeSync,
@@ -40,6 +41,13 @@ beforeEach(async () => {
 
 const leave = (name: string, text = 'x') => writeFileSync(join(workdir.scratch, name), text)
 
+/** As a run does that is not ended and stays within its bounds. */
+async function collect(workdir: Workdir, patterns: readonly string[] | undefined) {
+  const found = await collectOutputs(workdir, patterns, { maxBytes: 2 ** 30, signal: new AbortController().signal })
+  if ('excess' in found) throw new Error(found.excess)
+  return found
+}
+
 test('a run directory is for its user alone, settings are for their reader alone', async () => {
   const { scratch, path } = await createWorkdir(base, 'other', '[1]', { SMTP_HOST: 'mail.example.org' })
   expect(statSync(path).mode & 0o777).toBe(0o700)
@@ -65,7 +73,7 @@ test('all files that do not begin with a dot are published, with their size and 
   leave('.hidden')
   leave('.settings.json')
   leave('名前 ü.txt')
-  const { outputs, skipped } = await collectOutputs(workdir, undefined)
+  const { outputs, skipped } = await collect(workdir, undefined)
   expect(skipped).toEqual([])
   expect(outputs.map(({ name }) => name)).toEqual(['a.txt', 'b.txt', '名前 ü.txt'])
   expect(outputs[1]).toEqual({
@@ -92,7 +100,7 @@ test.each([
   [[], []],
 ])('patterns %j match %j', async (patterns, names) => {
   for (const name of ['a', 'a.svg', 'b.svg', 'asvg', 'a[1]+(x)$.txt', '😀.md', '.svg']) leave(name)
-  const { outputs, skipped } = await collectOutputs(workdir, patterns)
+  const { outputs, skipped } = await collect(workdir, patterns)
   expect(outputs.map(({ name }) => name)).toEqual(names)
   expect(skipped).toEqual([])
 })
@@ -100,7 +108,7 @@ test.each([
 test('a pattern of many stars takes no time', async () => {
   leave('a'.repeat(255))
   const began = performance.now()
-  expect((await collectOutputs(workdir, [`${'*a'.repeat(40)}*b`])).outputs).toEqual([])
+  expect((await collect(workdir, [`${'*a'.repeat(40)}*b`])).outputs).toEqual([])
   expect(performance.now() - began).toBeLessThan(5000)
 })
 
@@ -115,7 +123,7 @@ test('what may not be published is skipped with its reason', async () => {
   spawnSync('mkfifo', [join(workdir.scratch, 'fifo')])
   spawnSync('sh', ['-c', 'touch "$(printf \'\\377\\376\')"'], { cwd: workdir.scratch })
   leave('good')
-  const { outputs, skipped } = await collectOutputs(workdir, undefined)
+  const { outputs, skipped } = await collect(workdir, undefined)
   expect(outputs.map(({ name }) => name)).toEqual(['good'])
   const odd = 'the name holds a control character, a backslash, or is not UTF-8'
   expect(Object.fromEntries(skipped.map(({ name, reason }) => [name, reason]))).toEqual({
@@ -136,16 +144,16 @@ test('what may not be published is skipped with its reason', async () => {
 
 test('a dot file that a pattern names is refused with its reason', async () => {
   leave('.hidden')
-  expect((await collectOutputs(workdir, ['.hidden'])).skipped).toEqual([
+  expect((await collect(workdir, ['.hidden'])).skipped).toEqual([
     { name: '.hidden', reason: 'the name begins with a dot' },
   ])
 })
 
 test('a scratch directory that its algorithm removed, or put a file in the place of, has no outputs', async () => {
   rmSync(workdir.scratch, { recursive: true })
-  expect(await collectOutputs(workdir, undefined)).toEqual({ outputs: [], skipped: [] })
+  expect(await collect(workdir, undefined)).toEqual({ outputs: [], skipped: [] })
   writeFileSync(workdir.scratch, '')
-  expect(await collectOutputs(workdir, undefined)).toEqual({ outputs: [], skipped: [] })
+  expect(await collect(workdir, undefined)).toEqual({ outputs: [], skipped: [] })
 })
 
 test('the size of a directory is what it takes on the disk, at any depth; links are not followed', async () => {
@@ -220,4 +228,28 @@ test('removing a run directory takes everything, and is quiet when nothing is th
   await removeWorkdir(workdir)
   expect(existsSync(workdir.path)).toBe(false)
   expect(existsSync('/etc/passwd')).toBe(true)
+})
+
+test('outputs are bounded: in number, in length even when sparse, and in time', async () => {
+  const signal = new AbortController().signal
+  const sparse = join(workdir.scratch, 'sparse')
+  writeFileSync(sparse, '')
+  truncateSync(sparse, 2 ** 40)
+  expect(await collectOutputs(workdir, undefined, { maxBytes: 2 ** 20, signal })).toEqual({
+    excess: 'its outputs are longer than 1048576 bytes (MAX_SCRATCH)',
+  })
+  // Hashing a terabyte of nothing ends when the run is to end.
+  const interrupted = await collectOutputs(workdir, undefined, { maxBytes: 2 ** 41, signal: AbortSignal.timeout(100) })
+  expect(interrupted).toMatchObject({ outputs: [] })
+  unlinkSync(sparse)
+  for (let i = 0; i <= 10_000; i++) writeFileSync(join(workdir.scratch, `f${i}`), '')
+  expect(await collectOutputs(workdir, undefined, { maxBytes: 2 ** 20, signal })).toEqual({
+    excess: expect.stringMatching(/more than 10000 files/),
+  })
+})
+
+test('a result directory that is gone is not made anew by a run', async () => {
+  const gone = join(base, 'not-mounted')
+  await expect(createWorkdir(join(gone, '.work'), 'run', '{}')).rejects.toMatchObject({ code: 'ENOENT' })
+  expect(existsSync(gone)).toBe(false)
 })

@@ -393,3 +393,18 @@ describe('finding', () => {
     expect(await store.find(other, 'plot.svg')).toBeUndefined()
   })
 })
+
+test('a base that is another directory than at the start (its disk was unmounted) is refused until it is back', async () => {
+  expect(await store.check()).toEqual([])
+  renameSync(base, `${base}.away`)
+  mkdirSync(base)
+  const publication = { uuid: UUID, files: new Map(), status: 'S', result: 'R' }
+  const { code, message } = await failureOf(store.publish(publication))
+  expect(code).toBe('unavailable')
+  expect(message).toMatch(/not the one that it was at the start: mount its disk again, or restart the worker/)
+  await failureOf(store.read(UUID, 'result.json'))
+  expect(readdirSync(base)).toEqual([])
+  rmSync(base, { recursive: true })
+  renameSync(`${base}.away`, base)
+  expect(await store.publish(publication)).toBe(true)
+})

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findRuns, install, newUuid, until } from '../support/installation.ts'
@@ -218,6 +218,32 @@ test('SIGHUP reads the algorithms again', async () => {
   await worker.waitFor('the reading', (line) => line.event === 'algorithms_read')
   const uuid = await home.putJob('fresh')
   await worker.waitFor('the job', (line) => line.event === 'job_published' && line.uuid === uuid)
+})
+
+test('SIGHUP while the algorithm folder is gone keeps the algorithms that were read before', async () => {
+  const home = await install()
+  home.addAlgorithm('ok', 'echo 1', 'command: [sh, -c, echo 1]')
+  const worker = await home.startWorker()
+  renameSync(home.algorithms, `${home.algorithms}.away`)
+  worker.child.kill('SIGHUP')
+  const { problem } = await worker.waitFor('the problem', (line) => line.event === 'algorithm_problem')
+  expect(problem).toMatch(/cannot be read.*the algorithms read before stay in use/)
+  const uuid = await home.putJob('ok')
+  await worker.waitFor('the job', (line) => line.event === 'job_published' && line.uuid === uuid)
+})
+
+test.each(['json', 'text'])('a %s log that nobody reads holds no job up', async (format) => {
+  const home = await install({ CONCURRENCY: '1', HTTP_PORT: 'off' })
+  home.addAlgorithm('talk', 'echo 1')
+  const worker = await home.startWorker({ LOG_FORMAT: format })
+  worker.child.stdout?.pause()
+  // Each of these leaves some hundred bytes in the log; a pipe takes 64 KiB.
+  const tickets: string[] = []
+  for (let i = 0; i < 400; i++) tickets.push(await home.put(`no work package ${'x'.repeat(400)}`))
+  const uuid = await home.putJob('talk')
+  await until('the job behind them', () => home.result(uuid) !== undefined)
+  expect(await home.ticketState(tickets.at(-1) ?? '')).toBe('buried')
+  worker.child.stdout?.resume()
 })
 
 test('several slots work on several tubes at once (B16)', async () => {
