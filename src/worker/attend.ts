@@ -235,11 +235,18 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   const attempts = spendsAttempt(outcome) ? [...previous, record] : previous
   const s3Failure = await publishFailure(context.stores, facts, attempts, settlement, outcome, workdir)
   if (s3Failure !== undefined) context.bus.emit({ ...ref, event: 'publish_failed', store: 's3', error: s3Failure })
+  forgetRun(job)
   await settleJob(job, attempt, settlement)
+}
+
+/** From here on the published documents tell what became of the job, not our memory of its run. */
+function forgetRun({ context, ref }: Job): void {
+  context.running.set(ref.uuid, undefined)
 }
 
 /** The result is durable here. The job leaves the queue when S3 has it too; until then it waits, and never runs again. */
 async function finishComplete(job: Job, attempt: number): Promise<void> {
+  forgetRun(job)
   const s3Failure = await copyToS3(job.context.stores, job.ref.uuid)
   if (s3Failure === undefined) return settleJob(job, attempt, { action: 'delete' })
   job.context.bus.emit({ ...job.ref, event: 'publish_failed', store: 's3', error: s3Failure })

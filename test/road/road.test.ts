@@ -290,6 +290,8 @@ test('mail goes out through the server of the rc file; its password is in no env
   expect(mails[0]).toMatch(/^To: ann@example\.org\r$/m)
   expect(home.result(sent)).toMatchObject({ result: { accepted: ['ann@example.org'] }, files: [] })
   expect(String(home.result(nosy)?.result)).toMatch(/\.settings\.json: No such file/)
+  // The scratch directories, with the settings of the one that asked for them, are removed by then.
+  await worker.stop()
   const documents = listFiles(home.results)
     .map((file) => readFileSync(file, 'utf8'))
     .join('')
