@@ -94,6 +94,19 @@ export const DEFAULTS: Config = Object.freeze({
   LOG_FORMAT: 'auto',
 })
 
+/** What `qproducer` uses; the rest is the worker's. */
+export const PRODUCER_KEYS: readonly ConfigKey[] = [
+  'BEANSTALK_SERVER',
+  'BEANSTALK_PORT',
+  'TUBE',
+  'PRIORITY',
+  'DELAY',
+  'TTR',
+  'RESULT_BASEURL',
+  'HTTP_PORT',
+]
+const PUT_KEYS: readonly ConfigKey[] = ['TUBE', 'PRIORITY', 'DELAY', 'TTR']
+
 /** Keys whose values are never shown. */
 const SECRETS: ReadonlySet<string> = new Set<ConfigKey>(['SMTP_PASSWORD'])
 
@@ -131,7 +144,9 @@ const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
   RESULT_BASEURL: autoOr(httpUrl()),
   HTTP_HOST: text('a host name or address'),
   HTTP_PORT: orWord('off', integer('a port', 0, 65535)),
-  S3_BUCKET: v.nullable(text('a bucket name', (s) => /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(s))),
+  S3_BUCKET: v.nullable(
+    text('a bucket name: 3 to 63 of a-z 0-9 . -', (s) => /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(s)),
+  ),
   S3_PREFIX: keyPrefix(),
   S3_ENDPOINT: v.nullable(httpUrl()),
   S3_REGION: text('a region'),
@@ -147,6 +162,9 @@ const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
 }
 
 const KEYS = Object.keys(DEFAULTS) as ConfigKey[]
+
+/** What `qworker` uses. */
+export const WORKER_KEYS: readonly ConfigKey[] = KEYS.filter((key) => !PUT_KEYS.includes(key))
 
 export type ConfigErrorCode = 'missing_file' | 'unreadable_file' | 'bad_yaml' | 'bad_value'
 
@@ -169,6 +187,11 @@ export interface ConfigSources {
   /** from the command line; undefined values do not count */
   readonly flags?: Partial<Record<ConfigKey, unknown>>
   readonly env?: Readonly<Record<string, string | undefined>>
+  /**
+   * Keys that the program uses; undefined: all. Others are not taken from the environment, where a name as short as
+   * LOG_LEVEL may be meant for another program, and their values in an rc file are not looked at.
+   */
+  readonly keys?: readonly ConfigKey[] | undefined
 }
 
 /**
@@ -185,6 +208,10 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   const base = sources.file === undefined ? process.cwd() : dirname(resolve(sources.file))
   const config: Record<string, unknown> = {}
   for (const key of KEYS) {
+    if (sources.keys !== undefined && !sources.keys.includes(key)) {
+      config[key] = DEFAULTS[key]
+      continue
+    }
     const [origin, value, folder] = pick(key, sources, env, fromFile, base)
     const checked = v.safeParse(SETTINGS[key], value)
     if (checked.success) config[key] = atHome(key, checked.output, folder)
@@ -211,8 +238,8 @@ export function jobEnvironment(env: Readonly<Record<string, string | undefined>>
 }
 
 /** The configuration as YAML, beginning with `--- ` as it has always been; secrets are not shown. */
-export function describeConfig(config: Config): string {
-  const lines = KEYS.map(
+export function describeConfig(config: Config, keys: readonly ConfigKey[] = KEYS): string {
+  const lines = keys.map(
     (key) => `${key}: ${SECRETS.has(key) && config[key] !== null ? '"***"' : JSON.stringify(config[key])}`,
   )
   return `--- \n${lines.join('\n')}\n`
@@ -303,8 +330,11 @@ function pick(
   return ['default', DEFAULTS[key], base]
 }
 
+/** Where a worker on this machine with its default port serves. */
+export const LOCAL_BASEURL = `http://localhost:${DEFAULTS.HTTP_PORT}`
+
 function localBaseUrl(port: Config['HTTP_PORT']): string {
-  return `http://localhost:${typeof port === 'number' && port > 0 ? port : DEFAULTS.HTTP_PORT}`
+  return typeof port === 'number' && port > 0 ? `http://localhost:${port}` : LOCAL_BASEURL
 }
 
 function atHome(key: ConfigKey, value: unknown, folder: string): unknown {
@@ -321,7 +351,8 @@ function absolute(path: string, folder: string): string {
 const BUILTIN_ALGORITHMS = resolve(import.meta.dirname, '..', 'algorithms')
 
 function shown(key: string, value: unknown): string {
-  return SECRETS.has(key) ? 'not shown' : describe(value)
+  if (SECRETS.has(key)) return 'not shown'
+  return Array.isArray(value) && value.length > 0 ? value.map(describe).join(', ') : describe(value)
 }
 
 // Schemas. Each message completes the sentence "KEY must be ...". Text is taken for numbers everywhere: the environment

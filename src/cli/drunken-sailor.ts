@@ -62,6 +62,10 @@ function makeProgram(): Command {
     )
     .version(VERSION, '-V, --version')
     .allowExcessArguments(false)
+    .configureOutput({
+      outputError: (text, write) =>
+        write(`drunken-sailor: ${text.replace(/^error: /, '').trimEnd()}\ntry drunken-sailor --help\n`),
+    })
     .exitOverride()
 }
 

@@ -43,11 +43,16 @@ export const EXIT = {
 export const SIGNAL_BASE = 128
 
 let stdoutBroken = false
+let stdoutFault: NodeJS.ErrnoException | undefined
 
-/** The reader of our stdout may leave early (`| head -1`): that is no fault of ours and harms nothing. */
+/**
+ * The reader of our stdout may leave early (`| head -1`): that is no fault of ours and harms nothing. Any other failure
+ * (a full disk) means that what we print is lost: `endProgram` then tells so and ends with `ioError`.
+ */
 export function ignoreBrokenPipe(): void {
-  process.stdout.on('error', () => {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     stdoutBroken = true
+    if (error.code !== 'EPIPE') stdoutFault ??= error
   })
   process.stderr.on('error', () => undefined)
 }
@@ -69,10 +74,13 @@ export function complain(program: string, message: string): void {
   }
 }
 
-/** Ends the program after all that was written is out. */
-export async function endProgram(code: number): Promise<never> {
+/** Ends the program after all that was written is out; with `ioError` when it could not be written. */
+export async function endProgram(program: string, code: number): Promise<never> {
   await writeOut('')
-  process.exit(code)
+  // The error event follows the callback of the write.
+  await new Promise((resolve) => setImmediate(resolve))
+  if (stdoutFault === undefined) process.exit(code)
+  return endWithError(program, EXIT.ioError, `cannot write to stdout: ${stdoutFault.message}`)
 }
 
 /** Ends the program with a message on stderr. */

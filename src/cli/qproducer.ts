@@ -55,7 +55,7 @@ interface Accepted {
 }
 
 const EXAMPLES = `
-PAYLOAD is JSON ('{"days": 7}'), plain text (sent as {"payload": text}), @FILE, or - for stdin. Without it: {}.
+PAYLOAD is a JSON object or list ('{"days": 7}'), @FILE, - for stdin, or text, sent as {"payload": text}. Default {}.
 Durations are seconds, or have a unit: 90, 90s, 5m, 2h, 1d.
 Each line of a batch is a payload, or a whole work package [{"uuid": ..., "type": ...}, payload].
 
@@ -67,7 +67,7 @@ Examples:
 
 With --wait stdout has the result document only, and the exit code is that of the job: 0 complete, the last attempt's
 own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,
-69 broker or result not reachable, 78 bad configuration, 130 interrupted.`
+69 broker or result not reachable, 74 cannot write, 78 bad configuration, 130 interrupted.`
 
 function makeProgram(): Command {
   return new Command(PROGRAM)
@@ -94,7 +94,9 @@ function makeProgram(): Command {
     .version(VERSION, '-V, --version')
     .addHelpText('after', EXAMPLES)
     .allowExcessArguments(false)
-    .configureOutput({ outputError: (text) => complain(PROGRAM, text.replace(/^error: /, '')) })
+    .configureOutput({
+      outputError: (text) => complain(PROGRAM, `${text.replace(/^error: /, '').trimEnd()}\ntry qproducer --help`),
+    })
     .exitOverride()
 }
 
@@ -192,10 +194,10 @@ function parseTags(tags: readonly string[]): Record<string, string> {
 }
 
 async function readConfig(flags: Flags, order: Order): Promise<{ config: Config; dump: string }> {
-  const { ConfigError, describeConfig, loadConfig } = await import('../config.ts')
+  const { ConfigError, describeConfig, loadConfig, PRODUCER_KEYS } = await import('../config.ts')
   try {
-    const config = await loadConfig({ file: flags.config, flags: order.settings })
-    return { config, dump: describeConfig(config) }
+    const config = await loadConfig({ file: flags.config, flags: order.settings, keys: PRODUCER_KEYS })
+    return { config, dump: describeConfig(config, PRODUCER_KEYS) }
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error
     const isMissing = error.code === 'missing_file' || error.code === 'unreadable_file'
@@ -205,7 +207,12 @@ async function readConfig(flags: Flags, order: Order): Promise<{ config: Config;
 
 async function readPayload(payload: string | undefined): Promise<string> {
   if (payload === undefined) return '{}'
-  if (payload === '-') return payloadFromText(decode(await readAll(process.stdin, 'stdin'), 'stdin'))
+  if (payload === '-') {
+    const text = decode(await readAll(process.stdin, 'stdin'), 'stdin')
+    // What should have written it died, most likely; a job with an empty payload is asked for by {}.
+    if (text.trim() === '') endWithError(PROGRAM, EXIT.data, 'stdin is empty: write a payload to it ({} for none)')
+    return payloadFromText(text)
+  }
   if (!payload.startsWith('@')) return payloadFromText(payload)
   const name = payload.slice(1)
   try {
@@ -379,7 +386,7 @@ async function follow(
 async function run(): Promise<void> {
   ignoreBrokenPipe()
   try {
-    await endProgram(await main(process.argv.slice(2)))
+    await endProgram(PROGRAM, await main(process.argv.slice(2)))
   } catch (error) {
     if (error instanceof PackageError) endWithError(PROGRAM, EXIT.data, error.message)
     if (error instanceof QueueError) {

@@ -1,10 +1,18 @@
 import { availableParallelism, hostname } from 'node:os'
 import { join } from 'node:path'
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
-import { algorithmEnvironment, type Config, ConfigError, describeConfig, loadConfig, SHAREABLE } from '../config.ts'
+import {
+  algorithmEnvironment,
+  type Config,
+  ConfigError,
+  describeConfig,
+  loadConfig,
+  SHAREABLE,
+  WORKER_KEYS,
+} from '../config.ts'
 import { type ResultServer, startResultServer } from '../http/server.ts'
 import type { Stores } from '../publish.ts'
-import { openQueue } from '../queue/queue.ts'
+import { isTubeName, openQueue } from '../queue/queue.ts'
 import { type Bus, makeBus } from '../report/events.ts'
 import { makeLog } from '../report/log.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
@@ -72,7 +80,7 @@ async function main(): Promise<void> {
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
   bus.subscribe(makeLog(logOptions(config, flags)))
   if (flags.verbose && logOptions(config, flags).format === 'text') {
-    await writeOut(`Using this configuration:\n${describeConfig(config)}---\n`)
+    await writeOut(`Using this configuration:\n${describeConfig(config, WORKER_KEYS)}---\n`)
     await writeOut(`Starting worker, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}\n`)
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
@@ -92,6 +100,8 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
   const slots = flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
+  // Without a server of ours, and with no other address named, the folder is the only place to look.
+  const servedSomewhere = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
   const server = await startHttp(config, parts, () => worker)
   worker = startWorker({
     name,
@@ -112,13 +122,13 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
     catalogue,
     settingsFor: (algorithm) => settingsFor(config, algorithm),
     directoryOf: (uuid) => join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid),
-    urlOf: (uuid) => `${config.RESULT_BASEURL}/${uuid}`,
+    urlOf: (uuid) =>
+      servedSomewhere ? `${config.RESULT_BASEURL}/${uuid}` : join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid),
   })
   handleSignals(config, worker, bus)
   bus.emit({
     event: 'worker_ready',
     worker: name,
-    pid: process.pid,
     slots,
     tubes: config.TUBES,
     broker: `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`,
@@ -131,7 +141,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
   await worker.done
   await server?.close()
   await Promise.all([stores.local.close(), stores.s3?.close()])
-  await endProgram(flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+  await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
 }
 
 function startHttp(
@@ -184,6 +194,19 @@ function parseFlags(): Flags {
     process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
   }
   const flags = program.opts<Flags>()
+  const slots = flags.jobs === undefined || /^\d{1,3}$/.test(flags.jobs) ? Number(flags.jobs ?? 1) : 0
+  if (flags.jobs !== 'auto' && (slots < 1 || slots > 256)) {
+    endWithError(
+      NAME,
+      EXIT.usage,
+      `-j takes a number of jobs from 1 to 256, or auto; it is ${JSON.stringify(flags.jobs)}`,
+    )
+  }
+  const badTube = flags.tube?.find((name) => !isTubeName(name))
+  if (badTube !== undefined) {
+    const expected = '1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), not beginning with -'
+    endWithError(NAME, EXIT.usage, `--tube takes ${expected}; it is ${JSON.stringify(badTube)}`)
+  }
   if (flags.once && flags.jobs !== undefined && flags.jobs !== '1') {
     endWithError(NAME, EXIT.usage, '--once takes one job, -j several at a time: give one of them')
   }
@@ -191,13 +214,15 @@ function parseFlags(): Flags {
 }
 
 function readConfig(flags: Flags): Promise<Config> {
-  return loadConfig({ file: flags.config, flags: { CONCURRENCY: flags.jobs, TUBES: flags.tube } }).catch(
-    (error: unknown) => {
-      if (!(error instanceof ConfigError)) throw error
-      const exitCode = error.code === 'missing_file' ? EXIT.noInput : EXIT.config
-      return endWithProblems(error.problems.map((message) => ({ exitCode, message })))
-    },
-  )
+  return loadConfig({
+    file: flags.config,
+    flags: { CONCURRENCY: flags.jobs, TUBES: flags.tube },
+    keys: WORKER_KEYS,
+  }).catch((error: unknown) => {
+    if (!(error instanceof ConfigError)) throw error
+    const exitCode = error.code === 'missing_file' || error.code === 'unreadable_file' ? EXIT.noInput : EXIT.config
+    return endWithProblems(error.problems.map((message) => ({ exitCode, message })))
+  })
 }
 
 function readAlgorithms(config: Config): Promise<Catalogue> {

@@ -78,7 +78,8 @@ export async function waitForEnd(options: WaitOptions): Promise<WaitEnd> {
     if (options.signal?.aborted) return { kind: 'interrupted' }
     if (watch.remainingMs() <= 0) return { kind: 'timed_out' }
     const answer = await askServer(options, Math.min(watch.pace.requestMs, watch.remainingMs()), options.signal)
-    if (options.signal?.aborted) continue
+    // A request that the end of our time cut off tells nothing about the server.
+    if (options.signal?.aborted || (answer.kind === 'no_help' && watch.remainingMs() <= 0)) continue
     switch (answer.kind) {
       case 'complete':
       case 'failed':
@@ -330,6 +331,12 @@ export interface ToldEnd {
 }
 
 /** How an end is told to people, to `--json`, and to the shell. */
+/** The last line of stderr: most programs tell there what went wrong. */
+function lastWords(stderrTail: string | undefined): string {
+  const line = stderrTail?.trim().split('\n').at(-1) ?? ''
+  return line === '' ? '' : `\n${line.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?').slice(0, 500)}`
+}
+
 export function describeEnd(end: WaitEnd, url: string): ToldEnd {
   const members = (state: string, exitCode: number | null, rest: string) =>
     `"state":${JSON.stringify(state)},"exit_code":${exitCode},${rest}`
@@ -358,7 +365,7 @@ export function describeEnd(end: WaitEnd, url: string): ToldEnd {
       return {
         exitCode: exitCodeOf(status),
         document: end.text,
-        message: `job ${status.uuid} is ${status.state} after ${status.attempts.length} attempt${status.attempts.length === 1 ? '' : 's'}: ${reason}`,
+        message: `job ${status.uuid} is ${status.state} after ${status.attempts.length} attempt${status.attempts.length === 1 ? '' : 's'}: ${reason}${lastWords(last?.stderr_tail)}`,
         jsonMembers: members(
           status.state,
           last?.exit_code ?? null,

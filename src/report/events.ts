@@ -24,7 +24,6 @@ export type WorkerEvent =
   | {
       readonly event: 'worker_ready'
       readonly worker: string
-      readonly pid: number
       readonly slots: number
       readonly tubes: readonly string[]
       readonly broker: string

@@ -194,7 +194,9 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
   const manifest = checked.output
   const name = manifest.name ?? folder
   if (!TYPE_PATTERN.test(name))
-    throw new AlgorithmError(`${file}: the folder's name is the ${typeProblem(name)}; give a name: in the manifest`)
+    throw new AlgorithmError(
+      `${file}: the name of the folder is its type: ${typeProblem(name)}; give a name: in the manifest`,
+    )
   const foreign = manifest.settings.find((key) => !options.shareable.includes(key))
   if (foreign !== undefined) {
     throw new AlgorithmError(

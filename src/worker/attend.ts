@@ -184,9 +184,17 @@ async function run(job: Attempt): Promise<RunReport> {
     durationSeconds,
     survivors: report.kill?.survivors ?? [],
     error: outcome.kind === 'success' ? null : reasonOf(outcome),
-    stdout: await readTail(workdir.stdout, SHOWN_STDOUT_BYTES).catch(() => ''),
+    stdout: await readTail(workdir.stdout, SHOWN_STDOUT_BYTES + 1).then(lastLines, () => ''),
   })
   return report
+}
+
+/** Whole lines from the end, for people; all of it is in stdout.log. */
+function lastLines(tail: string): string {
+  if (Buffer.byteLength(tail) <= SHOWN_STDOUT_BYTES) return tail
+  const firstEnd = tail.indexOf('\n')
+  const rest = firstEnd < 0 || firstEnd === tail.length - 1 ? '' : tail.slice(firstEnd + 1)
+  return `... (more in stdout.log)\n${rest}`
 }
 
 function makeRunningStatus(job: Attempt, limitSeconds: number): StatusDocument {

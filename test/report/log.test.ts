@@ -63,7 +63,6 @@ function everyEvent(text: string): WorkerEvent[] {
     {
       event: 'worker_ready',
       worker: text,
-      pid: 1,
       slots: 2,
       tubes: [text],
       broker: text,
