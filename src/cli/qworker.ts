@@ -6,6 +6,7 @@ import {
   type Config,
   ConfigError,
   describeConfig,
+  LOCAL_BASEURL,
   loadConfig,
   SHAREABLE,
   WORKER_KEYS,
