@@ -56,10 +56,18 @@ const MAX_RECORDS = 50
  */
 export async function readHistory(stores: Stores, uuid: string, askS3: boolean): Promise<JobHistory> {
   const isComplete = (await stores.local.read(uuid, 'result.json')) !== undefined
-  let text = await stores.local.read(uuid, 'status.json')
+  const here = parseStatus((await stores.local.read(uuid, 'status.json')) ?? '')
+  if (isComplete || !askS3 || stores.s3 === undefined) return { status: here, isComplete }
   // An S3 outage must not hold the job up: its history is then counted from this host alone.
-  if (text === undefined && askS3) text = await stores.s3?.read(uuid, 'status.json').catch(() => undefined)
-  return { status: text === undefined ? undefined : parseStatus(text), isComplete }
+  const there = parseStatus((await stores.s3.read(uuid, 'status.json').catch(() => undefined)) ?? '')
+  if (there === undefined || (here !== undefined && here.timestamp >= there.timestamp))
+    return { status: here, isComplete }
+  return { status: there, isComplete: there.state === 'complete' && (await isOnS3(stores.s3, uuid)) }
+}
+
+/** Another host committed it there, and could not settle it: it died, or lost its broker. */
+async function isOnS3(s3: Store, uuid: string): Promise<boolean> {
+  return (await s3.read(uuid, 'result.json').catch(() => undefined)) !== undefined
 }
 
 /** Attempts that count: a job that failed for good and was kicked by hand begins anew. */

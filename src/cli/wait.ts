@@ -7,6 +7,7 @@
  */
 
 import { constants } from 'node:os'
+import { describe } from '../job/package.ts'
 import { parseStatus, type StatusDocument } from '../job/result.ts'
 import { QueueError, type TicketState } from '../queue/queue.ts'
 import { EXIT, SIGNAL_BASE } from './exit.ts'
@@ -201,7 +202,7 @@ class Watch {
 
   #show(state: string, detail: string | undefined): void {
     const seconds = Math.floor((performance.now() - this.#startedMs) / 1000)
-    this.#options.show([state, detail, `${seconds} s`].filter(Boolean).join(', '))
+    this.#options.show([describe(state).slice(1, -1), detail, `${seconds} s`].filter(Boolean).join(', '))
   }
 }
 
@@ -217,13 +218,27 @@ async function askServer(options: WaitOptions, limitMs: number, signal: AbortSig
   signal?.addEventListener('abort', abort, { once: true })
   try {
     const response = await fetch(options.url, { signal: request.signal, headers: { accept: 'application/json' } })
-    return readAnswer(response.status, response.headers.get('retry-after'), await response.text(), options.uuid)
+    return readAnswer(response.status, response.headers.get('retry-after'), await readText(response), options.uuid)
   } catch (error) {
     return { kind: 'no_help', detail: `cannot be reached (${describeFetchError(error)})` }
   } finally {
     clearTimeout(timer)
     signal?.removeEventListener('abort', abort)
   }
+}
+
+/** No more than a result document can have: what answers may be anything, without an end. */
+const MAX_ANSWER_BYTES = 64 * 2 ** 20
+
+async function readText(response: Response): Promise<string> {
+  const chunks: Uint8Array[] = []
+  let bytes = 0
+  for await (const chunk of response.body ?? []) {
+    bytes += chunk.length
+    if (bytes > MAX_ANSWER_BYTES) throw new Error(`its answer is longer than ${MAX_ANSWER_BYTES} bytes`)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks).toString('utf8')
 }
 
 function readAnswer(httpStatus: number, retryAfter: string | null, text: string, uuid: string): Answer {
@@ -291,7 +306,7 @@ export function exitCodeOf(status: StatusDocument): number {
   const last = status.attempts.at(-1)
   if (last === undefined) return EXIT.failed
   if (last.outcome === 'timed_out') return EXIT.timedOut
-  if (last.exit_code !== null && last.exit_code !== 0) return last.exit_code
+  if (Number.isInteger(last.exit_code) && last.exit_code !== 0) return (last.exit_code as number) & 255
   const signal = (constants.signals as Record<string, number | undefined>)[last.signal ?? '']
   return signal === undefined ? EXIT.failed : SIGNAL_BASE + signal
 }

@@ -113,11 +113,15 @@ export function encodeStatus(status: StatusDocument): string {
   return `${JSON.stringify(status)}\n`
 }
 
+function isAttemptList(value: unknown): boolean {
+  return Array.isArray(value) && value.every((entry) => typeof entry === 'object' && Number.isInteger(entry?.attempt))
+}
+
 /** Reads a status document; undefined when the text is none (a foreign file, a torn write, a later format). */
 export function parseStatus(text: string): StatusDocument | undefined {
   try {
     const value = JSON.parse(text) as Partial<StatusDocument> | null
-    if (value?.format !== DOCUMENT_FORMAT || !Array.isArray(value.attempts) || typeof value.uuid !== 'string') {
+    if (value?.format !== DOCUMENT_FORMAT || !isAttemptList(value.attempts) || typeof value.uuid !== 'string') {
       return undefined
     }
     return value as StatusDocument

@@ -5,11 +5,13 @@
  *     <run>/scratch/                   the algorithm's working directory, with input.json
  */
 
+import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { closeSync, constants, createReadStream, createWriteStream, fstatSync, ftruncateSync, openSync } from 'node:fs'
 import { chmod, lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
+import { promisify } from 'node:util'
 import { type PublishedFile, RESERVED_NAMES, type SkippedFile } from '../job/result.ts'
 
 export interface Workdir {
@@ -80,6 +82,8 @@ export async function removeWorkdir(workdir: Workdir): Promise<void> {
   await remove().catch(() =>
     unlockFolders(workdir.path)
       .then(remove)
+      // A tree whose paths are longer than PATH_MAX: rm(1) goes down by descriptors.
+      .catch(() => promisify(execFile)('rm', ['-rf', '--', workdir.path]))
       .catch(() => undefined),
   )
 }

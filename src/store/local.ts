@@ -11,7 +11,7 @@
 
 import { randomBytes } from 'node:crypto'
 import { constants, type Stats } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
+import { access, type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { isUuid } from '../job/package.ts'
 import { checkPublication, checkUuid, errnoOf, isFileName, openSource } from './publication.ts'
@@ -47,6 +47,7 @@ export async function openLocal(baseDir: string): Promise<LocalStore> {
       if (problems.length === 0) await checkIdentity(base)
       return problems
     },
+    prepare: (uuid) => prepare(base, uuid),
     publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),
     writeStatus: (uuid, status) => writeStatus(base, uuid, status),
     read: async (uuid, document) => {
@@ -65,6 +66,21 @@ async function checkIdentity(base: Base): Promise<void> {
   if (base.identity === `${dev}:${ino}`) return
   const message = `the result directory ${base.path} is not the one that it was at the start: mount its disk again, or restart the worker`
   throw new StoreError('unavailable', message)
+}
+
+async function prepare(base: Base, uuid: string): Promise<void> {
+  checkUuid(uuid)
+  await checkIdentity(base)
+  const dir = jobDir(base.path, uuid)
+  await guard(base.path, async () => {
+    await makeJobDir(base, dir)
+    for (const path of [dirname(dir), dir]) {
+      if ((await lstat(path)).isDirectory()) continue
+      const remedy = 'results below it are never served; put a directory in its place'
+      throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
+    }
+    await access(dir, constants.W_OK | constants.X_OK)
+  })
 }
 
 async function publish(
@@ -246,6 +262,11 @@ async function moveInto(dir: string, file: Staged, staged: Staged[]): Promise<vo
     await rename(file.path, target)
     return
   } catch (error) {
+    if (errnoOf(error) === 'EISDIR') {
+      // A folder of that name is nothing of ours.
+      await rm(target, { recursive: true, force: true })
+      return rename(file.path, target)
+    }
     if (errnoOf(error) !== 'EXDEV') throw error
   }
   const handle = await openSource(file.name, file.path)

@@ -37,6 +37,8 @@ export interface Store {
 
 /** The store that a worker's own HTTP server serves from. */
 export interface LocalStore extends Store {
+  /** Makes a job's directory, before its algorithm runs: what cannot be published must not be run. @throws StoreError */
+  prepare(uuid: string): Promise<void>
   /**
    * A published file, or undefined when there is none that may be served: the uuid or name is malformed, it is no
    * regular file, it is a link, or it is an output of a job whose result is not committed yet.

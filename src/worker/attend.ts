@@ -126,6 +126,7 @@ async function work(job: Job): Promise<void> {
     const outcome: Outcome = { kind: 'unknown_type', detail: context.unknownType(ref.type) }
     return refuse(job, outcome, { uuid: ref.uuid, type: ref.type, tags: header.tags })
   }
+  await context.stores.local.prepare(ref.uuid)
   const previous = countedAttempts(history)
   const attempt = (previous.at(-1)?.attempt ?? 0) + 1
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts

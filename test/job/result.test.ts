@@ -29,6 +29,13 @@ test('a result keeps every digit of what the algorithm printed', () => {
 test('a status document comes back as it went, and anything else is none', () => {
   const status = { format: 1, uuid: fields.uuid, type: 'a', state: 'failed' as const, timestamp: 't', attempts: [] }
   expect(parseStatus(encodeStatus(status))).toEqual(status)
-  for (const text of ['', '{', 'null', '[]', '{"format":2,"uuid":"x","attempts":[]}'])
+  for (const text of [
+    '',
+    '{',
+    'null',
+    '[]',
+    '{"format":2,"uuid":"x","attempts":[]}',
+    '{"format":1,"uuid":"x","attempts":[null]}',
+  ])
     expect(parseStatus(text)).toBeUndefined()
 })

@@ -408,3 +408,20 @@ test('a base that is another directory than at the start (its disk was unmounted
   renameSync(`${base}.away`, base)
   expect(await store.publish(publication)).toBe(true)
 })
+
+test('a job directory that is a link, or cannot be made, is told before the job runs', async () => {
+  await store.prepare(UUID)
+  expect(lstatSync(jobDir()).isDirectory()).toBe(true)
+  const other = `cd${UUID.slice(2)}`
+  mkdirSync(join(top, 'elsewhere'))
+  symlinkSync(join(top, 'elsewhere'), join(base, 'cd'))
+  expect((await failureOf(store.prepare(other))).message).toMatch(
+    /cd is a link or no directory.*put a directory in its place/,
+  )
+})
+
+test('a folder that has the name of a document gives way', async () => {
+  mkdirSync(join(jobDir(), 'status.json', 'x'), { recursive: true })
+  expect(await store.publish({ uuid: UUID, files: new Map(), status: 'S', result: 'R' })).toBe(true)
+  expect(contents()).toEqual({ 'result.json': 'R', 'status.json': 'S' })
+})
