@@ -10,7 +10,7 @@ import { GetObjectCommand, ListObjectsCommand, S3Client } from '@aws-sdk/client-
 import S3rver from 's3rver'
 import { SMTPServer } from 'smtp-server'
 import { expect, onTestFinished, test } from 'vitest'
-import { type Installation, install, PROJECT, type RunningWorker, until } from '../support/installation.ts'
+import { type Installation, install, leaveOut, PROJECT, type RunningWorker, until } from '../support/installation.ts'
 
 // The SDK would print its warning about Node 20 among the test's lines.
 process.env.AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED = 'true'
@@ -121,7 +121,8 @@ test('a browser renders the plot at its URL, and reads the result from another o
   const browser = ['chromium', 'chromium-browser', 'google-chrome'].find(
     (name) => spawnSync(name, ['--version']).status === 0,
   )
-  if (browser === undefined) context.skip('no Chromium here (Debian: apt-get install chromium)')
+  if (browser === undefined)
+    leaveOut(context, 'no Chromium here to open the plot in (Debian: apt-get install chromium)')
   const home = await install(shipped)
   const worker = await home.startWorker()
   const { stdout } = await qproducer(home, worker, '-a', 'forecast', '-p', '{"sample":"co2"}', '--wait')

@@ -15,7 +15,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
-import { onTestFinished } from 'vitest'
+import { onTestFinished, type TestContext } from 'vitest'
 import type { StatusDocument } from '../../src/job/result.ts'
 import { startBroker, type TestBroker } from './broker.ts'
 
@@ -238,6 +238,12 @@ function tryKill(pid: number): void {
   } catch {
     // gone since we looked
   }
+}
+
+/** Leaves a test out with a reason that every reporter prints. */
+export function leaveOut(context: TestContext, reason: string): never {
+  console.log(`not tested: ${reason}`)
+  return context.skip(reason)
 }
 
 /** Waits until a condition holds. */
