@@ -71,6 +71,8 @@ function collect(value: string, previous: string[] = []): string[] {
 
 async function main(): Promise<void> {
   ignoreBrokenPipe()
+  // A reload that comes while we start finds fresh algorithms; by default it would end us.
+  process.on('SIGHUP', () => undefined)
   const flags = parseFlags()
   const config = await readConfig(flags)
   const catalogue = await readAlgorithms(config)

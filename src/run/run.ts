@@ -64,7 +64,7 @@ export interface RunReport {
   readonly skipped: readonly SkippedFile[]
 }
 
-/** Larger results belong in a file: the document is checked as a whole, and the other slots wait meanwhile (50 ms). */
+/** Larger results belong in a file: the document is checked as a whole, and the other slots wait meanwhile (tenths of a second). */
 export const MAX_RESULT_BYTES = 4 * 2 ** 20
 /** Deeper results crash the recursive parsers of those who read them. */
 const MAX_RESULT_DEPTH = 1000

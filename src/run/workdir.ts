@@ -75,7 +75,7 @@ async function makeRunFolder(path: string): Promise<void> {
   }
 }
 
-/** Removes a run's directory and all in it. Never throws: what cannot be removed is found at the next start. */
+/** Removes a run's directory and all in it. Never throws: what cannot be removed stays. */
 export async function removeWorkdir(workdir: Workdir): Promise<void> {
   const remove = () => rm(workdir.path, { recursive: true, force: true, maxRetries: 2 })
   // Folders without the right to write, as some package caches are, keep what is in them.

@@ -11,14 +11,28 @@
 
 import { randomBytes } from 'node:crypto'
 import { constants, type Stats } from 'node:fs'
-import { access, type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
+import {
+  access,
+  type FileHandle,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  rm,
+  stat,
+  unlink,
+  utimes,
+} from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { isUuid } from '../job/package.ts'
 import { checkPublication, checkUuid, errnoOf, isFileName, openSource } from './publication.ts'
 import { type LocalStore, type Publication, type StoredFile, StoreError } from './store.ts'
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
 const STALE_MS = 3_600_000
+const LOCK_STALE_MS = 60_000
 const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
 
 /** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
@@ -93,9 +107,11 @@ async function publish(
   const { uuid, result } = publication
   const dir = jobDir(base.path, uuid)
   const staged: Staged[] = []
+  let unlock = async () => {}
   try {
     const committed = await guard(base.path, async () => {
       await makeJobDir(base, dir)
+      unlock = await lockJob(dir)
       return (await statOf(join(dir, 'result.json'))) !== undefined
     })
     // The job is complete: a later attempt that brings no result has nothing to add and must not contradict it.
@@ -117,6 +133,29 @@ async function publish(
     return true
   } finally {
     await removeTemporaries(staged)
+    await unlock()
+  }
+}
+
+/** One publication of a job at a time: two workers with one result directory may have the same uuid in hand. */
+async function lockJob(dir: string): Promise<() => Promise<void>> {
+  const path = join(dir, '.publishing')
+  for (;;) {
+    try {
+      await (await open(path, 'wx')).close()
+      break
+    } catch (error) {
+      if (errnoOf(error) !== 'EEXIST') throw error
+      // Of a worker that died: a living one renews it.
+      if (((await statOf(path))?.mtimeMs ?? Date.now()) < Date.now() - LOCK_STALE_MS) await rm(path, { force: true })
+      else await sleep(50)
+    }
+  }
+  const renew = () => utimes(path, new Date(), new Date()).catch(() => undefined)
+  const timer = setInterval(renew, LOCK_STALE_MS / 6)
+  return async () => {
+    clearInterval(timer)
+    await rm(path, { force: true }).catch(() => undefined)
   }
 }
 
