@@ -4,10 +4,11 @@ import { jobEnvironment } from '../config.ts'
 import { SAMPLE_SEED } from '../sailor/dice.ts'
 import { getMischief, isMischiefName, listMischiefs, MAX_MEGABYTES, makeEndText, writeAll } from '../sailor/mischief.ts'
 import { chooseMischief, isMegabytes, isSeconds, isSeed, type Orders, readOrders, sail } from '../sailor/voyage.ts'
+import { EXIT } from './exit.ts'
 import { VERSION } from './version.ts'
 
-/** sysexits, and the ancestor's 255. What a mischief exits with stands in its table. */
-const EXIT = { usage: 64, badInput: 65, noInput: 66, internal: 70, io: 74, ancestor: 255 }
+/** What the ancestor exits with; what a mischief exits with stands in its table. */
+const ANCESTOR_EXIT = 255
 
 type Flags = {
   sleep?: number
@@ -74,7 +75,7 @@ async function main(): Promise<number> {
   if (flags.list) return printList(flags.json ?? false)
   const { outcome } = flags
   if (outcome !== undefined && !isMischiefName(outcome)) {
-    return refuse(EXIT.ancestor, `Unknown dice value! All man abort ship!\n${await makeUnknownOutcomeText(outcome)}`)
+    return refuse(ANCESTOR_EXIT, `Unknown dice value! All man abort ship!\n${await makeUnknownOutcomeText(outcome)}`)
   }
 
   let payload: Orders = {}
@@ -86,7 +87,7 @@ async function main(): Promise<number> {
   }
   // The manifest's flags are what the installation suggests; the payload is what this job asks for.
   const sleepSeconds = payload.sleep ?? flags.sleep
-  if (sleepSeconds === undefined) return refuse(EXIT.ancestor, 'Please provide a sleep time value...')
+  if (sleepSeconds === undefined) return refuse(ANCESTOR_EXIT, 'Please provide a sleep time value...')
 
   const seed = payload.seed ?? flags.seed ?? Math.floor(Math.random() * 2 ** 32)
   const name = chooseMischief(
@@ -111,7 +112,7 @@ async function readJob(): Promise<{ orders: Orders } | { exitCode: number; compl
     key === 'outcome' && typeof value === 'string'
       ? await makeUnknownOutcomeText(value)
       : `"${key}" must be ${expected}, not ${makeValueText(value)}`
-  return { exitCode: EXIT.badInput, complaint: `drunken-sailor: bad input.json: ${reason}` }
+  return { exitCode: EXIT.data, complaint: `drunken-sailor: bad input.json: ${reason}` }
 }
 
 /** Never the inside of a list or an object: a hostile one may be nested too deep to print. */
@@ -156,9 +157,9 @@ async function explainFailure(error: unknown): Promise<number> {
   if (error instanceof InvalidArgumentError) return refuse(EXIT.usage, `error: QWORKER_ATTEMPT: ${error.message}`)
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT.usage
   const { code, message } = error as NodeJS.ErrnoException
-  return refuse(code === undefined ? EXIT.internal : EXIT.io, `drunken-sailor: ${message}`)
+  return refuse(code === undefined ? EXIT.software : EXIT.ioError, `drunken-sailor: ${message}`)
 }
 
 // The reader of a flood may go away: there is nobody left to tell.
-for (const stream of [process.stdout, process.stderr]) stream.on('error', () => process.exit(EXIT.io))
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => process.exit(EXIT.ioError))
 process.exit(await main().catch(explainFailure))
