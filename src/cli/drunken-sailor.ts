@@ -87,7 +87,11 @@ async function main(): Promise<number> {
   }
   // The manifest's flags are what the installation suggests; the payload is what this job asks for.
   const sleepSeconds = payload.sleep ?? flags.sleep
-  if (sleepSeconds === undefined) return refuse(ANCESTOR_EXIT, 'Please provide a sleep time value...')
+  if (sleepSeconds === undefined)
+    return refuse(
+      ANCESTOR_EXIT,
+      'Please provide a sleep time value...\nGive -s SECONDS; drunken-sailor --help tells more',
+    )
 
   const seed = payload.seed ?? flags.seed ?? Math.floor(Math.random() * 2 ** 32)
   const name = chooseMischief(

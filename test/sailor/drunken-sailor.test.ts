@@ -58,7 +58,7 @@ test('without a sleep time it asks for one and exits 255', async () => {
   expect(await finish(['-v'])).toMatchObject({
     code: 255,
     stdout: '',
-    stderr: 'Please provide a sleep time value...\n',
+    stderr: 'Please provide a sleep time value...\nGive -s SECONDS; drunken-sailor --help tells more\n',
   })
 })
 
