@@ -26,13 +26,14 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
   [/^commander$/, /^cli\//],
   [/^yaml$/, /^(config|run\/algorithm)\.ts$/],
   [/^execa$/, /^run\//],
+  [/^libsql$/, /^tracker\/sqlite\.ts$/],
   [/^pino$/, /^report\/log\.ts$/],
   [/^valibot$/, /^(config|run\/algorithm)\.ts$/],
   [/^fastest-levenshtein$/, /^(config\.ts|cli\/)/],
 ]
 
 /** The contracts of floor 1: all that floor 2 and above may see of a room with several drivers. */
-const DRIVERS = /^(queue\/beanstalk|store\/(local|s3))\.ts$/
+const DRIVERS = /^(queue\/beanstalk|tracker\/sqlite|store\/(local|s3))\.ts$/
 
 /** Pure rooms take nothing from outside; these modules bring clocks, disks and processes. */
 const PURE_FORBIDDEN = /\b(Date\.now|new Date\(\)|performance\.now|Math\.random|process\.|setTimeout|setInterval)\b/
