@@ -237,6 +237,32 @@ export function jobEnvironment(env: Readonly<Record<string, string | undefined>>
   return { uuid: env.QWORKER_UUID || undefined, attempt: env.QWORKER_ATTEMPT || undefined }
 }
 
+/** What systemd tells a service of Type=notify. */
+export interface ServiceEnvironment {
+  /** where messages to the manager go: a path, or `@name` (abstract); undefined: nobody listens */
+  readonly notifySocket: string | undefined
+  /** the manager ends us when it is not fed for so long; undefined: no watchdog */
+  readonly watchdogMs: number | undefined
+  /** where `systemd-notify` is looked for */
+  readonly path: string
+}
+
+/** What the service manager that started this process wants to hear, as in sd_notify(3) and sd_watchdog_enabled(3). */
+export function serviceEnvironment(
+  env: Readonly<Record<string, string | undefined>> = process.env,
+  pid: number = process.pid,
+): ServiceEnvironment {
+  const { NOTIFY_SOCKET, WATCHDOG_USEC = '', WATCHDOG_PID = '' } = env
+  const watchdogMs = /^\d{1,15}$/.test(WATCHDOG_USEC) ? Number(WATCHDOG_USEC) / 1000 : 0
+  // The watchdog of a parent is not ours to feed.
+  const isOurs = WATCHDOG_PID === '' || WATCHDOG_PID === String(pid)
+  return {
+    notifySocket: NOTIFY_SOCKET || undefined,
+    watchdogMs: isOurs && watchdogMs > 0 ? watchdogMs : undefined,
+    path: algorithmEnvironment(env).PATH,
+  }
+}
+
 /** The configuration as YAML, beginning with `--- ` as it has always been; secrets are not shown. */
 export function describeConfig(config: Config, keys: readonly ConfigKey[] = KEYS): string {
   const lines = keys.map(
