@@ -1,5 +1,6 @@
 import { availableParallelism, hostname } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 import {
   algorithmEnvironment,
@@ -17,6 +18,9 @@ import { isTubeName, openQueue } from '../queue/queue.ts'
 import { type Bus, makeBus } from '../report/events.ts'
 import { makeLog } from '../report/log.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
+import { startGuard } from '../run/guard.ts'
+import { WORK_FOLDER } from '../run/workdir.ts'
+import { endWorkshop, findDeadWorkshops, openWorkshop, removeWorkshop } from '../run/workshop.ts'
 import { openLocalStore, openS3Store } from '../store/store.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerUrl } from './broker.ts'
@@ -106,15 +110,24 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
   // Without a server of ours, and with no other address named, the folder is the only place to look.
   const servedSomewhere = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
   const server = await startHttp(config, parts, () => worker)
+  const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
+  await endDeadWorkshops(workBase, bus)
+  const workshop = await openWorkshop(workBase, name)
+  const guard = startGuard({
+    workshop,
+    program: fileURLToPath(new URL('./guard.js', import.meta.url)),
+    onProblem: (problem) => bus.emit({ event: 'guard_problem', problem }),
+  })
   worker = startWorker({
     name,
+    workerId: workshop.id,
     slots,
     once: flags.once ?? false,
     openQueue: () => openQueue(brokerUrl(config)),
     tubes: config.TUBES,
     stores,
     bus,
-    workBase: join(config.RESULT_BASEDIR, '.work'),
+    workBase: workshop.path,
     graceSeconds: config.GRACE_TIME,
     drainSeconds: config.DRAIN_TIME,
     maxAttempts: config.MAX_ATTEMPTS,
@@ -143,8 +156,24 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
   })
   await worker.done
   await server?.close()
+  await workshop.close()
+  await guard.stop()
   await Promise.all([stores.local.close(), stores.s3?.close()])
   await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+}
+
+/** Ends what workers that died left running, and removes their scratch directories. */
+async function endDeadWorkshops(workBase: string, bus: Bus): Promise<void> {
+  const dead = await findDeadWorkshops(workBase)
+  await Promise.all(
+    dead.map(async (workshop) => {
+      const { receipt } = await endWorkshop(workshop)
+      const { owner, id, runs } = workshop
+      const { survivors } = receipt
+      bus.emit({ event: 'dead_worker_cleared', worker: owner?.name ?? id, runs: runs.length, survivors })
+      if (survivors.length === 0) await removeWorkshop(workshop)
+    }),
+  )
 }
 
 function startHttp(

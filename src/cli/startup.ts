@@ -7,7 +7,7 @@ import type { Config } from '../config.ts'
 import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
 import type { Catalogue } from '../run/algorithm.ts'
-import { hasProc } from '../run/kill.ts'
+import { hasProc } from '../run/look.ts'
 import { brokerAdvice, brokerUrl } from './broker.ts'
 import { EXIT } from './exit.ts'
 

@@ -38,6 +38,13 @@ export type WorkerEvent =
     }
   | { readonly event: 'worker_interrupting'; readonly running: number; readonly cause: string }
   | { readonly event: 'worker_stopped'; readonly settled: number }
+  | { readonly event: 'guard_problem'; readonly problem: string }
+  | {
+      readonly event: 'dead_worker_cleared'
+      readonly worker: string
+      readonly runs: number
+      readonly survivors: readonly number[]
+    }
   | { readonly event: 'http_failed'; readonly error: string }
   | { readonly event: 'algorithms_read'; readonly algorithms: readonly string[] }
   | { readonly event: 'algorithm_problem'; readonly problem: string }

@@ -71,6 +71,8 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     case 'job_settled':
       return event.settlement.action === 'bury' ? 'error' : 'info'
     case 'algorithm_problem':
+    case 'guard_problem':
+    case 'dead_worker_cleared':
     case 'broker_lost':
     case 'run_ending':
       return 'warn'
@@ -102,6 +104,10 @@ function shortLine(event: WorkerEvent): string {
       return `algorithms: ${event.algorithms.join(', ')}`
     case 'algorithm_problem':
       return `algorithm problem: ${event.problem}`
+    case 'guard_problem':
+      return event.problem
+    case 'dead_worker_cleared':
+      return `worker ${event.worker} died with ${event.runs} run${event.runs === 1 ? '' : 's'}: ${event.survivors.length > 0 ? `STILL ALIVE: ${event.survivors.join(' ')}` : 'ended, and its folder removed'}`
     case 'broker_lost':
       return `slot ${event.slot}: ${event.error}; trying again`
     case 'broker_back':

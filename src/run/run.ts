@@ -8,7 +8,8 @@ import type { KillReceipt, Outcome } from '../job/outcome.ts'
 import { nestingDepth } from '../job/package.ts'
 import type { SkippedFile } from '../job/result.ts'
 import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
-import { killTree, MARK_VARIABLE, type RunIdentity, startTicksOf, sweepLeftovers } from './kill.ts'
+import { killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
+import { MARK_VARIABLE, startTicksOf } from './look.ts'
 import {
   collectOutputs,
   directoryBytes,
@@ -16,12 +17,15 @@ import {
   type Output,
   readTail,
   reclaimStreams,
+  STDERR_TAIL_BYTES,
   type Workdir,
 } from './workdir.ts'
 
 export interface RunRequest {
   readonly algorithm: Algorithm
   readonly workdir: Workdir
+  /** of the worker: by it the runs of one that died are found */
+  readonly workerId: string
   readonly uuid: string
   readonly type: string
   readonly attempt: number
@@ -69,7 +73,6 @@ export const MAX_RESULT_BYTES = 4 * 2 ** 20
 /** Deeper results crash the recursive parsers of those who read them. */
 const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
-const STDERR_TAIL_BYTES = 2048
 const STREAM_CHECK_MS = 100
 const SCRATCH_CHECK_MS = 1000
 /** Faults of this machine at fork; the job is not to blame. */
@@ -146,7 +149,7 @@ async function startProcess(request: RunRequest, started: Date): Promise<Started
   if (file instanceof AlgorithmError) return { outcome: { kind: 'not_started', detail: file.message } }
   // From here to the listener in waitForEnd nothing waits: an abort is seen either here or there.
   if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
-  const mark = `${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
+  const mark = `${request.workerId}.${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
   // The links in /proc, by which stray processes are found, are real paths.
   const realPath = realpathSync(workdir.path)
   const [stdin, ...streams] = openStreams(workdir)

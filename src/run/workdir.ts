@@ -1,5 +1,5 @@
 /**
- * One directory per run, below `RESULT_BASEDIR/.work`:
+ * One directory per run, below the worker's own `RESULT_BASEDIR/.work/<worker id>`:
  *
  *     <run>/stdout.log  stderr.log     the streams, written by the processes themselves: no pipe of ours to fill or close
  *     <run>/scratch/                   the algorithm's working directory, with input.json
@@ -9,10 +9,13 @@ import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { closeSync, constants, createReadStream, createWriteStream, fstatSync, ftruncateSync, openSync } from 'node:fs'
 import { chmod, lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { promisify } from 'node:util'
 import { type PublishedFile, RESERVED_NAMES, type SkippedFile } from '../job/result.ts'
+
+/** Folder in RESULT_BASEDIR that holds those of the workers. */
+export const WORK_FOLDER = '.work'
 
 export interface Workdir {
   readonly path: string
@@ -28,6 +31,8 @@ export interface Output extends PublishedFile {
 }
 
 export const SETTINGS_FILE = '.settings.json'
+/** What is kept of stderr as evidence. */
+export const STDERR_TAIL_BYTES = 2048
 
 /** Each costs an open, a hash, a sync and a rename: these take some ten seconds. */
 const MAX_OUTPUT_FILES = 10_000
@@ -66,9 +71,13 @@ export async function createWorkdir(
   }
 }
 
-/** Two levels and no more: where the result directory is gone (a disk that is not mounted), it must not be made anew. */
+/**
+ * Up to `.work` and no further: where the result directory is gone (a disk that is not mounted), it must not be made
+ * anew. The worker's folder may be, when somebody removed it.
+ */
 async function makeRunFolder(path: string): Promise<void> {
-  for (const folder of [dirname(path), path]) {
+  const workBase = dirname(dirname(path))
+  for (const folder of [...(basename(workBase) === WORK_FOLDER ? [workBase] : []), dirname(path), path]) {
     await mkdir(folder, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== 'EEXIST') throw error
     })
@@ -76,14 +85,19 @@ async function makeRunFolder(path: string): Promise<void> {
 }
 
 /** Removes a run's directory and all in it. Never throws: what cannot be removed stays. */
-export async function removeWorkdir(workdir: Workdir): Promise<void> {
-  const remove = () => rm(workdir.path, { recursive: true, force: true, maxRetries: 2 })
+export function removeWorkdir(workdir: Workdir): Promise<void> {
+  return removeTree(workdir.path)
+}
+
+/** Removes a directory and all in it. Never throws: what cannot be removed stays. */
+export async function removeTree(path: string): Promise<void> {
+  const remove = () => rm(path, { recursive: true, force: true, maxRetries: 2 })
   // Folders without the right to write, as some package caches are, keep what is in them.
   await remove().catch(() =>
-    unlockFolders(workdir.path)
+    unlockFolders(path)
       .then(remove)
       // A tree whose paths are longer than PATH_MAX: rm(1) goes down by descriptors.
-      .catch(() => promisify(execFile)('rm', ['-rf', '--', workdir.path]))
+      .catch(() => promisify(execFile)('rm', ['-rf', '--', path]))
       .catch(() => undefined),
   )
 }
@@ -272,7 +286,7 @@ async function usedBytes(path: string): Promise<number> {
 
 /** The last bytes of a file as text; a character that the cut would halve is left out. */
 export async function readTail(path: string, bytes: number): Promise<string> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
   try {
     const { size } = await file.stat()
     const buffer = Buffer.alloc(Math.min(bytes, size))

@@ -130,7 +130,7 @@ async function work(job: Job): Promise<void> {
   const previous = countedAttempts(history)
   const attempt = (previous.at(-1)?.attempt ?? 0) + 1
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
-  const runId = `${ref.uuid}.${attempt}.${process.pid}.${Date.now().toString(36)}`
+  const runId = `${ref.uuid}.${attempt}.${Date.now().toString(36)}`
   const settings = context.settingsFor(algorithm)
   const workdir = await createWorkdir(context.workBase, runId, workPackage.payloadJson, settings)
   try {
@@ -159,6 +159,7 @@ async function run(job: Attempt): Promise<RunReport> {
   const report = await runAlgorithm({
     algorithm: job.algorithm,
     workdir,
+    workerId: context.workerId,
     uuid: ref.uuid,
     type: ref.type,
     attempt,

@@ -18,7 +18,9 @@ export interface WorkerOptions {
   readonly tubes: readonly string[]
   readonly stores: Stores
   readonly bus: Bus
-  /** where run directories are made */
+  /** stands in the marks of its runs, by which they are found when the worker died */
+  readonly workerId: string
+  /** where run directories are made: a folder of this worker alone */
   readonly workBase: string
   readonly graceSeconds: number
   readonly drainSeconds: number
