@@ -198,7 +198,7 @@ async function lastChangeOf(path: string): Promise<number> {
   const paths = [path, ...(await readdir(path).catch(() => [])).map((name) => join(path, name))]
   const times = paths.map((each) =>
     lstat(each).then(
-      ({ mtimeMs, ctimeMs }) => Math.max(mtimeMs, ctimeMs),
+      ({ mtimeMs }) => mtimeMs,
       () => 0,
     ),
   )
