@@ -121,7 +121,9 @@ test('folders without an owner are nobody’s only when they are old and nobody 
     const then = Date.now() / 1000 - seconds
     utimesSync(join(workBase, name), then, then)
   }
-  const strange = ['somebody’s', '.hidden', `.${'c'.repeat(16)}.tmp`]
+  const unreadable = 'w1-lx2k9-11111111'
+  mkdirSync(join(workBase, unreadable, 'worker.json'), { recursive: true })
+  const strange = [unreadable, 'somebody’s', '.hidden', `.${'c'.repeat(16)}.tmp`]
   for (const name of [...names, ...strange]) mkdirSync(join(workBase, name), { recursive: true })
   symlinkSync(ground.dir, join(workBase, 'w1-lx2k9-89abcdef'))
   for (const name of names) age(name, 500)
