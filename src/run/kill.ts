@@ -17,7 +17,7 @@
  */
 
 import { closeSync, openSync } from 'node:fs'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { KillReceipt } from '../job/outcome.ts'
 import {
@@ -50,6 +50,8 @@ const POLL_MS = 20
 const LONGEST_KILL_PAUSE_MS = 100
 /** Empty looks in a row that are believed although something was forked during each of them. */
 const ENOUGH_UNCLEAR_LOOKS = 5
+/** The other slots go on between them. */
+const SHOTS_PER_TURN = 100
 /** Looks after a run that ended by itself, while they are unclear. */
 const MOST_SWEEP_LOOKS = 2
 
@@ -114,9 +116,9 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
     // The first look may take long on a busy machine: who got the signal has its whole time.
     began = performance.now()
     signals.push({ signal: 'SIGTERM', at_ms: 0, processes: found.length })
-    for (const stat of found) shoot(stat, 'SIGTERM')
+    await shootAll(found, 'SIGTERM')
     if (isBlind && quarry.pid !== undefined) send(-quarry.pid, 'SIGTERM')
-    for (const stat of found) shoot(stat, 'SIGCONT')
+    await shootAll(found, 'SIGCONT')
     while (since() < termToKillMs && isAnyLeft(await lookFor(quarry, known))) {
       await sleep(Math.min(POLL_MS, termToKillMs))
     }
@@ -130,7 +132,7 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
   for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, shootAtSight)) {
     if (isAnyLeft(look)) {
       noteKill(look.found.length)
-      killFound(look, quarry, known)
+      await killFound(look, quarry, known)
       unclear = 0
       if (performance.now() - killing > GIVE_UP_MS) break
       await sleep(pauseMs)
@@ -153,12 +155,12 @@ function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
   return look.found.map(({ pid }) => pid)
 }
 
-function killFound(look: Look, quarry: Quarry, known: Known): void {
+async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void> {
   // A group within a session of the quarry is the quarry's, also when its leader is gone.
   const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
   if (quarry.pid !== undefined) groups.set(quarry.pid, false)
   for (const [group, isInSession] of groups) killGroup(group, known, isInSession)
-  for (const stat of look.found) shoot(stat, 'SIGKILL')
+  await shootAll(look.found, 'SIGKILL')
 }
 
 /** A group whose leader was the quarry's holds its processes only: none but theirs can join it. */
@@ -169,6 +171,13 @@ function killGroup(group: number, known: Known, isInSession = false): void {
   const isRecycled = ticks !== undefined && leader !== undefined && leader.startTicks !== ticks
   const isForeign = !known.has(group) && leader !== undefined && !known.has(leader.session)
   if (!isRecycled && !isForeign && group !== readProcess(process.pid)?.group) send(-group, 'SIGKILL')
+}
+
+async function shootAll(found: readonly ProcessStat[], signal: NodeJS.Signals): Promise<void> {
+  for (const [i, stat] of found.entries()) {
+    shoot(stat, signal)
+    if (i % SHOTS_PER_TURN === SHOTS_PER_TURN - 1) await nextTurn()
+  }
 }
 
 /** Looks rest: who was found may be gone meanwhile, and its number given to a stranger. */

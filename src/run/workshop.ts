@@ -144,6 +144,7 @@ export async function findDeadWorkshops(workBase: string): Promise<DeadWorkshop[
 async function inspect(path: string): Promise<DeadWorkshop | undefined> {
   const id = basename(path)
   if (WORKSHOP_NAME.test(id)) {
+    if (await isUnreadable(join(path, OWNER_FILE))) return undefined
     const owner = await readOwner(path)
     const isDead = owner === undefined ? await isAbandoned(path) : isPresent(owner.presence) === 'dead'
     return isDead ? { path, id, owner, runs: await listRuns(path) } : undefined
@@ -151,6 +152,14 @@ async function inspect(path: string): Promise<DeadWorkshop | undefined> {
   const run = makeRun(path, OLD_RUN_NAME)
   if (run === undefined && !HALF_NAME.test(id)) return undefined
   return (await isAbandoned(path)) ? { path, id, owner: undefined, runs: run === undefined ? [] : [run] } : undefined
+}
+
+/** Another user's, or a fault of the disk: that nobody owns it cannot be told. */
+async function isUnreadable(path: string): Promise<boolean> {
+  return readFile(path).then(
+    () => false,
+    (error: NodeJS.ErrnoException) => error.code !== 'ENOENT',
+  )
 }
 
 async function readOwner(path: string): Promise<Owner | undefined> {
@@ -198,7 +207,7 @@ async function lastChangeOf(path: string): Promise<number> {
   const paths = [path, ...(await readdir(path).catch(() => [])).map((name) => join(path, name))]
   const times = paths.map((each) =>
     lstat(each).then(
-      ({ mtimeMs, ctimeMs }) => Math.max(mtimeMs, ctimeMs),
+      ({ mtimeMs }) => mtimeMs,
       () => 0,
     ),
   )
