@@ -46,6 +46,8 @@ export interface Config {
   readonly S3_ENDPOINT: string | null
   readonly S3_REGION: string
   readonly S3_FORCE_PATH_STYLE: boolean
+  /** seconds that a finished job waits in the queue for its copy on S3 */
+  readonly S3_PATIENCE: number
   readonly SMTP_HOST: string | null
   readonly SMTP_PORT: number
   readonly SMTP_SECURE: 'none' | 'starttls' | 'tls'
@@ -84,6 +86,7 @@ export const DEFAULTS: Config = Object.freeze({
   S3_ENDPOINT: null,
   S3_REGION: 'us-east-1',
   S3_FORCE_PATH_STYLE: false,
+  S3_PATIENCE: 60,
   SMTP_HOST: null,
   SMTP_PORT: 587,
   SMTP_SECURE: 'starttls',
@@ -151,6 +154,7 @@ const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
   S3_ENDPOINT: v.nullable(httpUrl()),
   S3_REGION: text('a region'),
   S3_FORCE_PATH_STYLE: flag(),
+  S3_PATIENCE: seconds(0),
   SMTP_HOST: v.nullable(text('a host name or address')),
   SMTP_PORT: integer('a port', 1, 65535),
   SMTP_SECURE: word('none', 'starttls', 'tls'),

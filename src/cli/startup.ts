@@ -1,6 +1,7 @@
 /** What a worker checks before it takes a job: everything at once, each problem with its remedy. */
 
 import { execFile } from 'node:child_process'
+import { closeSync, openSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { promisify } from 'node:util'
 import type { Config } from '../config.ts'
@@ -8,6 +9,7 @@ import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
 import type { Catalogue } from '../run/algorithm.ts'
 import { hasProc } from '../run/look.ts'
+import type { Tracker } from '../tracker/tracker.ts'
 import { brokerAdvice, brokerUrl } from './broker.ts'
 import { EXIT } from './exit.ts'
 
@@ -27,6 +29,35 @@ export async function findProblems(config: Config, stores: Stores, catalogue: Ca
     checkAlgorithms(config, catalogue),
   ])
   return found.flat()
+}
+
+/** What keeps this machine from doing its part just now, one line each. */
+export async function checkMachine(stores: Stores, tracker: Tracker): Promise<string[]> {
+  const found = await Promise.all([
+    stores.local.check(),
+    // Writes nothing, and waits for the right to write.
+    tracker.outbox.giveBack('nobody').then(
+      () => [],
+      (error: Error) => [error.message],
+    ),
+  ])
+  return [...found.flat(), ...checkDescriptors()]
+}
+
+/** As many as a run and its publication need at once. */
+const SPARE_DESCRIPTORS = 24
+
+function checkDescriptors(): string[] {
+  const spare: number[] = []
+  try {
+    while (spare.length < SPARE_DESCRIPTORS) spare.push(openSync('/dev/null', 'r'))
+    return []
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    return [`too many open files (${code}): raise the limit of this worker (ulimit -n, LimitNOFILE)`]
+  } finally {
+    for (const fd of spare) closeSync(fd)
+  }
 }
 
 function asProblems(lines: readonly string[], exitCode: number): Problem[] {

@@ -31,6 +31,10 @@ export type Outcome =
   | { readonly kind: 'output_invalid'; readonly detail: string }
   /** the program could not be started */
   | { readonly kind: 'not_started'; readonly detail: string }
+  /** its worker died or froze in the middle; whoever found that out says so */
+  | { readonly kind: 'abandoned'; readonly detail: string }
+  /** no attempt is left: the worker that should have buried the job died, or every attempt killed its worker */
+  | { readonly kind: 'exhausted'; readonly detail: string }
   /** ended by us because the worker stops: spends no attempt */
   | { readonly kind: 'interrupted' }
   /** the reservation is no longer ours: the output is discarded and nobody is told anything */
@@ -54,13 +58,14 @@ export interface RetryRules {
   readonly retryDelayMaxSeconds: number
 }
 
-/** Seconds after which a job that met a machine fault of ours is tried again. */
+/** Seconds after which a job that met a machine fault of ours is tried again; doubled each time it meets one again. */
 const FAULT_DELAY_SECONDS = 5
+const FAULT_DELAY_MAX_SECONDS = 300
 const JITTER = 0.1
 
 /**
  * Decides what the broker is told.
- * @param attempt 1 for the first try; interrupted and faulty tries are not counted
+ * @param attempt 1 for the first try; interrupted and faulty tries are not counted. For a fault: how many the job met
  * @param random a number in [0, 1) for the jitter
  */
 export function settle(
@@ -78,10 +83,11 @@ export function settle(
     case 'interrupted':
       return { action: 'release', delaySeconds: 0 }
     case 'worker_fault':
-      return { action: 'release', delaySeconds: FAULT_DELAY_SECONDS }
+      return { action: 'release', delaySeconds: faultDelaySeconds(attempt) }
     case 'rejected':
     case 'malformed':
     case 'unknown_type':
+    case 'exhausted':
       return { action: 'bury', reason: reasonOf(outcome) }
     case 'failed':
     case 'deferred':
@@ -90,6 +96,7 @@ export function settle(
     case 'output_exceeded':
     case 'output_invalid':
     case 'not_started':
+    case 'abandoned':
       if (attempt >= maxAttempts) {
         return { action: 'bury', reason: `${reasonOf(outcome)} (attempt ${attempt} of ${maxAttempts})` }
       }
@@ -104,6 +111,10 @@ export function backoffSeconds(attempt: number, rules: RetryRules, random: numbe
   const doubled = rules.retryDelaySeconds * 2 ** Math.min(attempt - 1, 30)
   const bounded = Math.min(doubled, rules.retryDelayMaxSeconds)
   return Math.min(Math.round(bounded * (1 + JITTER * random)), Math.max(rules.retryDelayMaxSeconds, 0))
+}
+
+function faultDelaySeconds(faults: number): number {
+  return Math.min(FAULT_DELAY_SECONDS * 2 ** Math.min(Math.max(0, faults - 1), 30), FAULT_DELAY_MAX_SECONDS)
 }
 
 /** True when the outcome counts as one of the job's attempts. */
@@ -132,6 +143,8 @@ export function reasonOf(outcome: Outcome): string {
     case 'output_invalid':
     case 'not_started':
     case 'lost':
+    case 'abandoned':
+    case 'exhausted':
     case 'malformed':
     case 'unknown_type':
     case 'worker_fault':

@@ -238,6 +238,31 @@ export async function endWorkshop(dead: DeadWorkshop): Promise<WorkshopEnd> {
   return { receipt, guardEnded: String(ended?.ended) }
 }
 
+/** Whether the worker with this id lives, as far as its folder tells; `dead` when there is no such folder. */
+export async function stateOfWorker(workBase: string, id: string): Promise<'alive' | 'dead' | 'unknown'> {
+  if (!WORKSHOP_NAME.test(id)) return 'unknown'
+  const path = join(workBase, id)
+  const owner = await readOwner(path)
+  if (owner !== undefined) return isPresent(owner.presence)
+  const isThere = await stat(path).then(
+    () => true,
+    (error: NodeJS.ErrnoException) => error.code !== 'ENOENT',
+  )
+  return isThere ? 'unknown' : 'dead'
+}
+
+/** Ends one run of another worker that lives and does not do it: one that is stopped, or hangs. */
+export async function endRunOf(workBase: string, id: string, run: string): Promise<KillReceipt | undefined> {
+  if (!hasProc || !WORKSHOP_NAME.test(id) || !RUN_NAME.test(run)) return undefined
+  const base = await realpath(workBase).catch(() => undefined)
+  const owner = base === undefined ? undefined : await readOwner(join(base, id))
+  const local = owner === undefined ? undefined : asLocal(owner.presence)
+  if (base === undefined || local === undefined) return undefined
+  const [uuid, attempt] = run.split('.')
+  const mark = `${id}.${uuid}.${attempt}.`
+  return killRuns({ pid: undefined, mark, workdir: join(base, id, run), startTicks: local.startTicks }, [])
+}
+
 const NOTHING_DONE: KillReceipt = { signals: [], duration_ms: 0, survivors: [], method: hasProc ? 'proc' : 'tree' }
 
 async function endRunsOf(id: string, path: string, presence: string, pauses: readonly number[]): Promise<KillReceipt> {
