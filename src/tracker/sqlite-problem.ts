@@ -11,7 +11,7 @@ export function damage(path: string, found: string): string {
 }
 
 /** What SQLite or the system said, in our words. */
-export function problemOf(error: unknown, path: string, patienceMs: number): Error {
+export function problemOf(error: unknown, path: string, patienceMs: number): TrackerError {
   if (error instanceof TrackerError) return error
   const { message } = error instanceof Error ? error : { message: String(error) }
   // libsql has no code for what fails at opening; its message ends with SQLite's number, 14 being SQLITE_CANTOPEN.

@@ -108,8 +108,7 @@ export interface SqliteOptions {
 export async function openSqlite(path: string, options: SqliteOptions = {}): Promise<Tracker> {
   const { patienceMs = 10_000, now = Date.now } = options
   await preparePlace(path)
-  const file = await openFile(path, patienceMs)
-  await forgetOld(file, now)
+  const file = await openFile(path, patienceMs, now)
   let begins = 0
   return {
     read: (uuid) => file.read(() => readJob(file, uuid)),
@@ -313,7 +312,7 @@ export class TrackerFile {
     this.db.close()
   }
 
-  problem(error: unknown): Error {
+  problem(error: unknown): TrackerError {
     return problemOf(error, this.path, this.patienceMs)
   }
 
@@ -324,10 +323,12 @@ export class TrackerFile {
         return work()
       } catch (error) {
         const problem = this.problem(error)
-        const again = problem instanceof TrackerError && problem.code === 'busy' && performance.now() < limit
-        if (!again) throw problem
+        if (problem.code !== 'busy') throw problem
+        const over = performance.now() >= limit
+        // Also when it is over: those that wait in line fail next, and each try blocks the event loop for BUSY_MS.
+        await sleep(over ? 1 : BUSY_MS + Math.random() * 2 * BUSY_MS)
+        if (over) throw problem
       }
-      await sleep(BUSY_MS + Math.random() * 2 * BUSY_MS)
     }
   }
 
@@ -392,7 +393,7 @@ async function preparePlace(path: string): Promise<void> {
   }
 }
 
-async function openFile(path: string, patienceMs: number): Promise<TrackerFile> {
+async function openFile(path: string, patienceMs: number, now: () => number): Promise<TrackerFile> {
   const file = new TrackerFile(path, patienceMs)
   const patiently = <T>(work: () => T) => file.retry(performance.now() + patienceMs, work)
   try {
@@ -408,6 +409,7 @@ async function openFile(path: string, patienceMs: number): Promise<TrackerFile> 
     await file.read(() => checkPages(file))
     await file.write('durable', () => migrate(file))
     await file.write('fast', () => file.run("UPDATE counter SET value = value + 1 WHERE name = 'probe'", []))
+    await forgetOld(file, now)
     return file
   } catch (error) {
     file.release()
