@@ -33,7 +33,7 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
 ]
 
 /** The contracts of floor 1: all that floor 2 and above may see of a room with several drivers. */
-const DRIVERS = /^(queue\/beanstalk|tracker\/sqlite|store\/(local|s3))\.ts$/
+const DRIVERS = /^(queue\/beanstalk|tracker\/sqlite(-\w+)?|store\/(local|s3))\.ts$/
 
 /** Pure rooms take nothing from outside; these modules bring clocks, disks and processes. */
 const PURE_FORBIDDEN = /\b(Date\.now|new Date\(\)|performance\.now|Math\.random|process\.|setTimeout|setInterval)\b/

@@ -17,19 +17,16 @@ import { mkdir, open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Database from 'libsql'
+import { makeOutbox, putIntoOutbox } from './sqlite-outbox.ts'
+import { codeOf, damage, problemOf, STARTING_ANEW } from './sqlite-problem.ts'
 import {
   type AttemptEnd,
   type AttemptStart,
   type JobState,
-  type Outbox,
-  type OutboxEntry,
-  type OutboxOutcome,
-  type OutboxState,
   type TrackedAttempt,
   type TrackedJob,
   type Tracker,
   TrackerError,
-  type TrackerErrorCode,
 } from './tracker.ts'
 
 /** "qwkr": tells our files from any other SQLite file. */
@@ -48,7 +45,6 @@ const FORGET_AT_ONCE = 200
 const BEGINS_PER_CLEANING = 1000
 /** The write-ahead log is cut to this after a checkpoint: it starts anew at 1000 pages, about 4 MB, when no reader hinders. */
 const WAL_BYTES = 8_388_608
-const ERROR_CHARACTERS = 1000
 
 /**
  * The format, step by step; `user_version` is the number of steps that a file has seen. To change the format append one
@@ -97,7 +93,8 @@ const MIGRATIONS: readonly string[] = [
      taken INTEGER, -- the version that the owner has
      free INTEGER NOT NULL, -- not to be taken before: the end of a delay, or of a lease when it has an owner
      noted INTEGER NOT NULL -- when that was written: later than now says that the clock was put back
-   ) STRICT;`,
+   ) STRICT;
+   CREATE INDEX outbox_by_place ON outbox (place, free, noted, owner); -- narrow: S3 may be away for a week`,
 ]
 
 export interface SqliteOptions {
@@ -111,9 +108,7 @@ export interface SqliteOptions {
 export async function openSqlite(path: string, options: SqliteOptions = {}): Promise<Tracker> {
   const { patienceMs = 10_000, now = Date.now } = options
   await preparePlace(path)
-  const file = await openFile(path, patienceMs)
-  await forgetOld(file, now)
-  const outbox = makeOutbox(file, now)
+  const file = await openFile(path, patienceMs, now)
   let begins = 0
   return {
     read: (uuid) => file.read(() => readJob(file, uuid)),
@@ -149,7 +144,7 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
         ])
         if (toOutbox) putIntoOutbox(file, uuid, now())
       }),
-    outbox,
+    outbox: makeOutbox(file, now),
     close: () => file.close(),
   }
 }
@@ -240,83 +235,6 @@ function forget(file: TrackerFile, state: JobState, before: number): boolean {
   return old.length === FORGET_AT_ONCE
 }
 
-function putIntoOutbox(file: TrackerFile, uuid: string, now: number): void {
-  const [next] = file.all("UPDATE counter SET value = value + 1 WHERE name = 'put' RETURNING value")
-  file.run(
-    `INSERT INTO outbox (uuid, version, since, free, noted) VALUES (?, ?, ?, ?, ?)
-     ON CONFLICT DO UPDATE SET version = excluded.version`,
-    [uuid, Number(next?.value), new Date(now).toISOString(), now, now],
-  )
-}
-
-function makeOutbox(file: TrackerFile, now: () => number): Outbox {
-  return {
-    put: (uuid) => file.write('durable', () => putIntoOutbox(file, uuid, now())),
-    // Leases need not outlive a power failure: their takers do not either.
-    take: (owner, leaseSeconds) => file.write('fast', () => take(file, owner, leaseSeconds, now())),
-    settle: (entry, owner, outcome) => file.write('durable', () => settle(file, entry, owner, outcome, now())),
-    giveBack: (owner) =>
-      file.write('fast', () => {
-        file.run('UPDATE outbox SET owner = NULL, free = 0 WHERE owner = ?', [owner])
-      }),
-    has: (uuid) => file.read(() => file.all('SELECT 1 FROM outbox WHERE uuid = ?', uuid).length > 0),
-    state: () => file.read(() => outboxState(file, now())),
-  }
-}
-
-function take(file: TrackerFile, owner: string, leaseSeconds: number, now: number): OutboxEntry | undefined {
-  const due = 'SELECT * FROM outbox WHERE free <= ?1 OR noted > ?1 ORDER BY place LIMIT 1'
-  const [row] = file.all(due, now)
-  if (row === undefined) return undefined
-  const free = now + Math.ceil(leaseSeconds * 1000)
-  file.run('UPDATE outbox SET owner = ?, taken = version, free = ?, noted = ? WHERE place = ?', [
-    owner,
-    free,
-    now,
-    row.place ?? null,
-  ])
-  return {
-    uuid: String(row.uuid),
-    version: Number(row.version),
-    tries: Number(row.tries),
-    since: String(row.since),
-    error: row.error === null ? undefined : String(row.error),
-  }
-}
-
-function settle(file: TrackerFile, entry: OutboxEntry, owner: string, outcome: OutboxOutcome, now: number): void {
-  const taken = 'SELECT place, version FROM outbox WHERE uuid = ? AND owner = ? AND taken = ?'
-  const [row] = file.all(taken, entry.uuid, owner, entry.version)
-  if (row === undefined) return
-  const place = row.place ?? null
-  if ('error' in outcome) {
-    const free = now + Math.ceil(outcome.retryInSeconds * 1000)
-    const values = [outcome.error.slice(0, ERROR_CHARACTERS), free, now, place]
-    file.run(
-      'UPDATE outbox SET owner = NULL, tries = tries + 1, error = ?, free = ?, noted = ? WHERE place = ?',
-      values,
-    )
-  } else if (row.version === entry.version) {
-    file.run('DELETE FROM outbox WHERE place = ?', [place])
-  } else {
-    file.run('UPDATE outbox SET owner = NULL, tries = 0, error = NULL, free = 0 WHERE place = ?', [place])
-  }
-}
-
-function outboxState(file: TrackerFile, now: number): OutboxState {
-  const [first] = file.all('SELECT since FROM outbox ORDER BY place LIMIT 1')
-  const [sums] = file.all(
-    `SELECT count(*) AS length, min(CASE WHEN free <= ?1 OR noted > ?1 THEN ?1 WHEN owner IS NULL THEN free END) AS due
-     FROM outbox`,
-    now,
-  )
-  return {
-    length: Number(sums?.length ?? 0),
-    oldest: first === undefined ? undefined : String(first.since),
-    dueInSeconds: typeof sums?.due === 'number' ? (sums.due - now) / 1000 : undefined,
-  }
-}
-
 type Value = string | number | null
 type Row = Readonly<Record<string, Value>>
 
@@ -324,7 +242,7 @@ type Row = Readonly<Record<string, Value>>
 type Durability = 'durable' | 'fast'
 
 /** One connection, with what its calls wait for. */
-class TrackerFile {
+export class TrackerFile {
   readonly path: string
   private readonly db: Database.Database
   private readonly identity: string
@@ -394,7 +312,7 @@ class TrackerFile {
     this.db.close()
   }
 
-  problem(error: unknown): Error {
+  problem(error: unknown): TrackerError {
     return problemOf(error, this.path, this.patienceMs)
   }
 
@@ -405,10 +323,12 @@ class TrackerFile {
         return work()
       } catch (error) {
         const problem = this.problem(error)
-        const again = problem instanceof TrackerError && problem.code === 'busy' && performance.now() < limit
-        if (!again) throw problem
+        if (problem.code !== 'busy') throw problem
+        const over = performance.now() >= limit
+        // Also when it is over: those that wait in line fail next, and each try blocks the event loop for BUSY_MS.
+        await sleep(over ? 1 : BUSY_MS + Math.random() * 2 * BUSY_MS)
+        if (over) throw problem
       }
-      await sleep(BUSY_MS + Math.random() * 2 * BUSY_MS)
     }
   }
 
@@ -473,12 +393,12 @@ async function preparePlace(path: string): Promise<void> {
   }
 }
 
-async function openFile(path: string, patienceMs: number): Promise<TrackerFile> {
+async function openFile(path: string, patienceMs: number, now: () => number): Promise<TrackerFile> {
   const file = new TrackerFile(path, patienceMs)
   const patiently = <T>(work: () => T) => file.retry(performance.now() + patienceMs, work)
   try {
     // Before anything is written: a file of somebody else stays as it is.
-    await patiently(() => checkOwner(file))
+    await file.read(() => checkOwner(file))
     const [mode] = await patiently(() => file.all('PRAGMA journal_mode = WAL'))
     if (mode?.journal_mode !== 'wal') {
       const what = `the tracker ${path} needs a disk that processes can share memory on, and this one is none`
@@ -489,6 +409,7 @@ async function openFile(path: string, patienceMs: number): Promise<TrackerFile> 
     await file.read(() => checkPages(file))
     await file.write('durable', () => migrate(file))
     await file.write('fast', () => file.run("UPDATE counter SET value = value + 1 WHERE name = 'probe'", []))
+    await forgetOld(file, now)
     return file
   } catch (error) {
     file.release()
@@ -496,7 +417,10 @@ async function openFile(path: string, patienceMs: number): Promise<TrackerFile> 
   }
 }
 
-/** @throws TrackerError when the file is not ours, or newer than this program; its format otherwise, 0 for a new file */
+/**
+ * The format of the file, 0 for a new one. Asked inside a transaction: another process may be migrating it.
+ * @throws TrackerError when the file is not ours, or newer than this program
+ */
 function checkOwner(file: TrackerFile): number {
   const application = Number(file.all('PRAGMA application_id')[0]?.application_id)
   const version = Number(file.all('PRAGMA user_version')[0]?.user_version)
@@ -519,7 +443,7 @@ function checkPages(file: TrackerFile): void {
 }
 
 function migrate(file: TrackerFile): void {
-  // Inside the transaction: of several that open a new file at once, one finds it empty.
+  // Asked again: of several that open a new file at once, one finds it empty.
   const version = checkOwner(file)
   if (version === MIGRATIONS.length) return
   for (const step of MIGRATIONS.slice(version)) file.exec(step)
@@ -531,57 +455,6 @@ function migrate(file: TrackerFile): void {
 function identityOf(path: string): string {
   const { dev, ino } = statSync(path, { throwIfNoEntry: false }) ?? {}
   return dev === undefined ? '' : `${dev}:${ino}`
-}
-
-const STARTING_ANEW =
-  'Or stop all workers that use it and move it away, with its -wal and -shm: attempts are then counted anew from the status documents, and copies to S3 that are still to be made are forgotten'
-
-function damage(path: string, found: string): string {
-  const remedy = STARTING_ANEW.replace('Or stop', 'stop')
-  return `the tracker ${path} is damaged or no database (${found.trim().replaceAll('\n', '; ')}): ${remedy}`
-}
-
-/** What SQLite or the system said, in our words. */
-function problemOf(error: unknown, path: string, patienceMs: number): Error {
-  if (error instanceof TrackerError) return error
-  const { message } = error instanceof Error ? error : { message: String(error) }
-  // libsql has no code for what fails at opening; its message ends with SQLite's number, 14 being SQLITE_CANTOPEN.
-  const sqlite = codeOf(error) ?? (/ConnectionFailed\(.*: 14"\)$/.test(message) ? 'SQLITE_CANTOPEN' : undefined)
-  const code = KINDS.find(([words]) => words.test(sqlite ?? ''))?.[1] ?? 'failed'
-  return new TrackerError(code, explain(code, path, patienceMs, `${sqlite ?? 'unknown'}: ${message}`), error)
-}
-
-function explain(code: TrackerErrorCode, path: string, patienceMs: number, came: string): string {
-  switch (code) {
-    case 'corrupt':
-      return damage(path, came)
-    case 'denied':
-      return `the tracker ${path} cannot be written (${came}): give this user write permission on the file and its directory, or mount the disk for writing`
-    case 'full':
-      return `the tracker ${path} has no space left (${came}): free some on its disk`
-    case 'busy': {
-      const what = `another process has held the tracker ${path} for more than ${patienceMs / 1000} s`
-      return `${what}: look who has it open (fuser ${path}), and continue or end the one that is stopped or hangs`
-    }
-    case 'newer':
-    case 'failed':
-      return `the tracker ${path} failed (${came}): if that speaks of input or output, see the system log for its disk`
-    default:
-      throw new Error(`unknown code ${code satisfies never}`)
-  }
-}
-
-/** IOERR_SHMSIZE: the shared memory file beside the tracker could not grow, which a full disk refuses first. */
-const KINDS: readonly (readonly [RegExp, TrackerErrorCode])[] = [
-  [/^SQLITE_(CORRUPT|NOTADB)/, 'corrupt'],
-  [/^(SQLITE_FULL|SQLITE_IOERR_SHMSIZE|ENOSPC|EDQUOT)$/, 'full'],
-  [/^SQLITE_(BUSY|LOCKED|PROTOCOL)/, 'busy'],
-  [/^(SQLITE_(READONLY|CANTOPEN|PERM|AUTH)|E(ACCES|PERM|ROFS|NOTDIR|ISDIR|LOOP|NAMETOOLONG)$)/, 'denied'],
-]
-
-function codeOf(error: unknown): string | undefined {
-  const code = error instanceof Error && 'code' in error ? error.code : undefined
-  return typeof code === 'string' ? code : undefined
 }
 
 function ignore(code: string): (error: unknown) => undefined {

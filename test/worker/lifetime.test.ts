@@ -1,7 +1,7 @@
-import { existsSync } from 'node:fs'
+import { appendFileSync, existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import { findRuns, install, until } from '../support/installation.ts'
+import { findRuns, install, newUuid, until } from '../support/installation.ts'
 
 test('jobs that outlast their TTR are kept, and two workers never run one of them at the same time (B1, B2, B15)', async () => {
   const home = await install({ GRACE_TIME: '5', CONCURRENCY: '2' })
