@@ -21,7 +21,7 @@ import { openLocalStore, openS3Store } from '../store/store.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerUrl } from './broker.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
-import { checkAlgorithms, findProblems, type Problem, portAdvice } from './startup.ts'
+import { checkAlgorithms, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
@@ -105,7 +105,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
   let worker: Worker | undefined
   // Without a server of ours, and with no other address named, the folder is the only place to look.
   const servedSomewhere = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
-  const server = await startHttp(config, parts, () => worker)
+  const server = await startHttp(config, parts, maxClients(slots), () => worker)
   worker = startWorker({
     name,
     slots,
@@ -150,6 +150,7 @@ async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> 
 function startHttp(
   config: Config,
   { stores, bus }: Parts,
+  maxConnections: number | undefined,
   worker: () => Worker | undefined,
 ): Promise<ResultServer | undefined> {
   if (config.HTTP_PORT === 'off') return Promise.resolve(undefined)
@@ -157,6 +158,7 @@ function startHttp(
     store: stores.local,
     host: config.HTTP_HOST,
     port: config.HTTP_PORT,
+    ...(maxConnections === undefined ? {} : { maxConnections }),
     running: (uuid) => worker()?.running(uuid),
     health: () => worker()?.health() ?? { status: 'starting' },
     onError: (error) =>
