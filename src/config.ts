@@ -10,6 +10,7 @@ import * as v from 'valibot'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
+import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
   readonly BEANSTALK_SERVER: string
@@ -60,7 +61,7 @@ export interface Config {
 
 export type ConfigKey = keyof Config
 
-export const DEFAULTS: Config = Object.freeze({
+export const DEFAULTS: Config = freeze<Config>({
   BEANSTALK_SERVER: 'localhost',
   BEANSTALK_PORT: 11300,
   TUBE: 'default',
@@ -123,7 +124,6 @@ export const SHAREABLE: readonly ConfigKey[] = [
   'SMTP_FROM',
 ]
 
-const MAX_RC_BYTES = 1024 * 1024
 const MAX_SECONDS = 366 * 24 * 3600
 
 const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
@@ -213,7 +213,7 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   const config: Record<string, unknown> = {}
   for (const key of KEYS) {
     if (sources.keys !== undefined && !sources.keys.includes(key)) {
-      config[key] = DEFAULTS[key]
+      config[key] = atHome(key, DEFAULTS[key], base)
       continue
     }
     const [origin, value, folder] = pick(key, sources, env, fromFile, base)
@@ -223,7 +223,13 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   }
   if (problems.length > 0) throw new ConfigError('bad_value', problems)
   if (config.RESULT_BASEURL === 'auto') config.RESULT_BASEURL = localBaseUrl(config.HTTP_PORT as Config['HTTP_PORT'])
-  return Object.freeze(config) as unknown as Config
+  return freeze(config) as unknown as Config
+}
+
+/** Lists too: a Config is handed to every part of a program. */
+function freeze<T extends object>(config: T): T {
+  for (const value of Object.values(config)) Object.freeze(value)
+  return Object.freeze(config)
 }
 
 /** The environment of the worker that an algorithm may see. */
@@ -289,23 +295,14 @@ function isKey(name: string): name is ConfigKey {
 }
 
 async function readRcFile(file: string): Promise<Record<string, unknown>> {
-  const source = readSource(file)
-  const { parseDocument } = await import('yaml')
-  const document = parseDocument(source, { prettyErrors: true, uniqueKeys: true })
-  const faults = [...document.errors, ...document.warnings]
-  if (faults.length > 0) {
+  const yaml = await readYaml(readSource(file))
+  if ('faults' in yaml) {
     throw new ConfigError(
       'bad_yaml',
-      faults.map((fault) => `${file}: bad YAML: ${firstLine(fault.message)}`),
-      faults[0],
+      yaml.faults.map((fault) => `${file}: bad YAML: ${fault}`),
     )
   }
-  let value: unknown
-  try {
-    value = document.toJS({ maxAliasCount: 10 })
-  } catch (cause) {
-    throw new ConfigError('bad_yaml', [`${file}: bad YAML: ${firstLine(String(cause))}`], cause)
-  }
+  const { value } = yaml
   if (value === null || value === undefined) return {}
   if (typeof value !== 'object' || Array.isArray(value)) {
     throw new ConfigError('bad_yaml', [`${file}: must hold lines like KEY: value; it holds ${describe(value)}`])
@@ -316,9 +313,9 @@ async function readRcFile(file: string): Promise<Record<string, unknown>> {
 function readSource(file: string): string {
   try {
     const source = readFileSync(file)
-    if (source.length > MAX_RC_BYTES) {
+    if (source.length > MAX_YAML_BYTES) {
       throw new ConfigError('bad_yaml', [
-        `${file}: is no rc file: it has ${source.length} bytes, at most ${MAX_RC_BYTES} are read`,
+        `${file}: is no rc file: it has ${source.length} bytes, at most ${MAX_YAML_BYTES} are read`,
       ])
     }
     return source.toString('utf8')
@@ -338,10 +335,6 @@ function readSource(file: string): string {
       cause,
     )
   }
-}
-
-function firstLine(message: string): string {
-  return message.split('\n', 1)[0]?.replace(/:$/, '') ?? ''
 }
 
 /** Where a value comes from, the value, and the folder that a relative path in it is relative to. */

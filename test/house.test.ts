@@ -24,7 +24,7 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
   [/^@aws-sdk\//, /^store\/s3\.ts$/],
   [/^serve-handler$/, /^http\//],
   [/^commander$/, /^cli\//],
-  [/^yaml$/, /^(config|run\/algorithm)\.ts$/],
+  [/^yaml$/, /^run\/yaml\.ts$/],
   [/^execa$/, /^run\//],
   [/^libsql$/, /^tracker\/sqlite\.ts$/],
   [/^pino$/, /^report\/log\.ts$/],

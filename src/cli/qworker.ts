@@ -28,7 +28,7 @@ import { startWorker, type Worker } from '../worker/worker.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
 import { type Notifier, openNotifier } from './notify.ts'
 import { directoryOf, makeSettings, readAlgorithms, readConfig, reload, type WorkerFlags } from './settings.ts'
-import { checkMachine, findProblems, type Problem, portAdvice } from './startup.ts'
+import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
@@ -110,7 +110,8 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const name = `${hostname()}.${process.pid}`
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
-  const server = await startHttp(config, parts, () => worker)
+  const settings = makeSettings(config, flags, catalogue)
+  const server = await startHttp(config, parts, maxClients(settings.slots), () => worker)
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
@@ -120,7 +121,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   await recovery.recoverAll()
   const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
   worker = startWorker({
-    ...makeSettings(config, flags, catalogue),
+    ...settings,
     name,
     workerId: workshop.id,
     workshop: workshop.path,
@@ -171,6 +172,7 @@ async function openTrackerOrTell(config: Config, problems: Problem[]): Promise<T
 function startHttp(
   config: Config,
   { stores, bus }: Parts,
+  maxConnections: number | undefined,
   worker: () => Worker | undefined,
 ): Promise<ResultServer | undefined> {
   if (config.HTTP_PORT === 'off') return Promise.resolve(undefined)
@@ -178,6 +180,7 @@ function startHttp(
     store: stores.local,
     host: config.HTTP_HOST,
     port: config.HTTP_PORT,
+    ...(maxConnections === undefined ? {} : { maxConnections }),
     running: (uuid) => worker()?.running(uuid),
     health: () => worker()?.health() ?? { status: 'starting' },
     onError: (error) =>

@@ -1,7 +1,7 @@
 /** What a worker checks before it takes a job: everything at once, each problem with its remedy. */
 
 import { execFile } from 'node:child_process'
-import { closeSync, openSync } from 'node:fs'
+import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { promisify } from 'node:util'
 import type { Config } from '../config.ts'
@@ -122,6 +122,33 @@ async function checkProcessTools(): Promise<Problem[]> {
         message: `program ${tool} is not in PATH, and there is no /proc: process trees could not be ended; install ${tool} (Debian: package procps)`,
       },
     ]
+  }
+}
+
+/** What the process itself holds open, and what a slot may at once: its broker, streams, files that it publishes. */
+const OWN_FILES = 64
+const FILES_PER_SLOT = 24
+/** A client may have a connection and a file that is sent. */
+const FILES_PER_CLIENT = 2
+const MIN_CLIENTS = 8
+
+/**
+ * How many HTTP clients at a time leave the jobs their share of the files that this process may have open.
+ * @param limits text of /proc/self/limits; undefined where there is none
+ * @returns undefined when nothing is known
+ */
+export function maxClients(slots: number, limits = readLimits()): number | undefined {
+  const [, files] = /^Max open files +(\d+)/m.exec(limits ?? '') ?? []
+  if (files === undefined) return undefined
+  const left = Number(files) - OWN_FILES - slots * FILES_PER_SLOT
+  return Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT))
+}
+
+function readLimits(): string | undefined {
+  try {
+    return readFileSync('/proc/self/limits', 'utf8')
+  } catch {
+    return undefined
   }
 }
 

@@ -4,7 +4,8 @@ import { constants } from 'node:fs'
 import { access, open, readdir, readFile, stat } from 'node:fs/promises'
 import { delimiter, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
-import { describe, TYPE_PATTERN, typeProblem } from '../job/package.ts'
+import { describe, excerpt, TYPE_PATTERN, typeProblem } from '../job/package.ts'
+import { MAX_YAML_BYTES, readYaml } from './yaml.ts'
 
 export interface Algorithm {
   readonly name: string
@@ -43,7 +44,8 @@ export interface CatalogueOptions {
 }
 
 const MANIFEST = 'algorithm.yaml'
-const MAX_MANIFEST_BYTES = 64 * 1024
+const MAX_SHOWN_KEY = 80
+const MAX_SHOWN_ISSUES = 10
 
 /** A manifest that cannot be used, or a program that is not there. */
 export class AlgorithmError extends Error {
@@ -189,8 +191,11 @@ const MANIFEST_SCHEMA = v.strictObject({
  */
 async function readAlgorithm(dir: string, folder: string, options: CatalogueOptions): Promise<Algorithm> {
   const file = join(dir, MANIFEST)
-  const checked = v.safeParse(MANIFEST_SCHEMA, await readYaml(file))
-  if (!checked.success) throw new AlgorithmError(checked.issues.map((issue) => `${file}: ${wording(issue)}`).join('; '))
+  const checked = v.safeParse(MANIFEST_SCHEMA, await readManifest(file))
+  if (!checked.success) {
+    const issues = checked.issues.slice(0, MAX_SHOWN_ISSUES)
+    throw new AlgorithmError(issues.map((issue) => `${file}: ${wording(issue)}`).join('; '))
+  }
   const manifest = checked.output
   const name = manifest.name ?? folder
   if (!TYPE_PATTERN.test(name))
@@ -221,15 +226,15 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
   return algorithm
 }
 
-async function readYaml(file: string): Promise<unknown> {
-  const { parse } = await import('yaml')
+async function readManifest(file: string): Promise<unknown> {
   try {
     const stats = await stat(file)
     if (!stats.isFile()) throw new AlgorithmError(`${file}: is no file`)
-    if (stats.size > MAX_MANIFEST_BYTES) throw new AlgorithmError(`${file}: is larger than ${MAX_MANIFEST_BYTES} bytes`)
-    const manifest: unknown = parse(await readFile(file, 'utf8'), { maxAliasCount: 10, logLevel: 'error' })
+    if (stats.size > MAX_YAML_BYTES) throw new AlgorithmError(`${file}: is larger than ${MAX_YAML_BYTES} bytes`)
+    const yaml = await readYaml(await readFile(file, 'utf8'))
+    if ('faults' in yaml) throw new AlgorithmError(`${file}: ${yaml.faults.join('; ')}`)
     // The schema takes a list for an object with the keys 0, 1, ...
-    return Array.isArray(manifest) ? null : manifest
+    return Array.isArray(yaml.value) ? null : yaml.value
   } catch (cause) {
     if (cause instanceof AlgorithmError) throw cause
     throw new AlgorithmError(`${file}: ${String((cause as Error).message).split('\n', 1)[0]}`, { cause })
@@ -237,7 +242,8 @@ async function readYaml(file: string): Promise<unknown> {
 }
 
 function wording(issue: v.BaseIssue<unknown>): string {
-  const key = v.getDotPath(issue)
+  const path = v.getDotPath(issue)
+  const key = path === null ? null : excerpt(path, MAX_SHOWN_KEY)
   if (issue.type === 'strict_object' && issue.expected === 'never') {
     return `unknown key ${key}; known are ${Object.keys(MANIFEST_SCHEMA.entries).join(', ')}`
   }

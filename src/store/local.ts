@@ -244,17 +244,22 @@ async function writeStatus(base: Base, uuid: string, status: string): Promise<vo
 
 async function readDocument(base: string, uuid: string, document: string): Promise<string | undefined> {
   if (!isUuid(uuid)) return undefined
+  const dir = jobDir(base, uuid)
   return guard(base, async () => {
     let handle: FileHandle
     try {
-      handle = await open(join(jobDir(base, uuid), document), constants.O_RDONLY | constants.O_NOFOLLOW)
+      // As in `find`: nothing behind a link is ours, on any level.
+      const folders = await Promise.all([lstat(dirname(dir)), lstat(dir)])
+      if (folders.some((folder) => !folder.isDirectory())) return undefined
+      // NONBLOCK: without it the open of a named pipe waits for a writer, and takes a thread with it.
+      handle = await open(join(dir, document), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
     } catch (error) {
       if (!isAbsence(error)) throw error
       await stat(base)
       return undefined
     }
     try {
-      return await handle.readFile('utf8')
+      return (await handle.stat()).isFile() ? await handle.readFile('utf8') : undefined
     } finally {
       await handle.close()
     }

@@ -208,3 +208,23 @@ test('bare names are looked up in absolute folders of PATH only, in order', asyn
   expect(await resolveProgram(algorithm, 'tool', `:.:${dir}/a:${dir}/b`)).toBe(`${dir}/b/tool`)
   await expect(resolveProgram(algorithm, 'tool', 'b:.:')).rejects.toThrow(/is not in PATH/)
 })
+
+test('a manifest that is nested without end breaks itself, not the worker', async () => {
+  // The reader of YAML recurses: at this depth V8 ends the whole process, with nothing to catch.
+  for (const [i, open] of ['[', '{', '{a: ', '- ', '? ', '- - '].entries())
+    write(`deep${i}`, open.repeat(Math.floor(60_000 / open.length)))
+  write('deep', `command: [sh]\nenv: {A: b}\ndescription: ${'['.repeat(70)}${']'.repeat(70)}\n`)
+  write('sound', 'command: [sh]\n')
+  const { algorithms, broken } = await find()
+  expect([...algorithms.keys()]).toEqual(['sound'])
+  expect([...broken.values()]).toHaveLength(7)
+  for (const reason of broken.values())
+    expect(reason).toMatch(/algorithm\.yaml: it is nested more than 64 levels deep$/)
+})
+
+test('a key of a manifest is shown on one line, and not at any length', async () => {
+  write('strange', `command: [sh]\n"a\\n\\e[2J${'b'.repeat(900)}": 1\n`)
+  const { broken } = await find()
+  expect(broken.get('strange')).toMatch(/algorithm\.yaml: unknown key a \[2Jb+\.\.\.; known are name/)
+  expect(broken.get('strange')?.length).toBeLessThan(500)
+})

@@ -397,6 +397,25 @@ describe('finding', () => {
     }
   })
 
+  test('reads no document behind a link on any level, and waits for no pipe', async () => {
+    const other = `cd${'0'.repeat(30)}`
+    const elsewhere = join(top, 'elsewhere')
+    mkdirSync(join(elsewhere, other), { recursive: true })
+    for (const name of ['status.json', 'result.json']) writeFileSync(join(elsewhere, other, name), '{}')
+    const look = () => Promise.all([store.read(other, 'status.json'), store.read(other, 'result.json')])
+    symlinkSync(elsewhere, join(base, other.slice(0, 2)))
+    expect(await look()).toEqual([undefined, undefined])
+    rmSync(join(base, other.slice(0, 2)))
+    mkdirSync(join(base, other.slice(0, 2)))
+    symlinkSync(join(elsewhere, other), jobDir(other))
+    expect(await look()).toEqual([undefined, undefined])
+    rmSync(jobDir(other))
+    mkdirSync(jobDir(other))
+    symlinkSync(join(elsewhere, other, 'status.json'), join(jobDir(other), 'status.json'))
+    execFileSync('mkfifo', [join(jobDir(other), 'result.json')])
+    expect(await look()).toEqual([undefined, undefined])
+  })
+
   test('follows no link in place of a job', async () => {
     const other = `bc${'0'.repeat(30)}`
     symlinkSync(jobDir(), jobDir(other))
