@@ -89,6 +89,7 @@ export function makeAttemptRecord(attempt: number, worker: string, report: RunRe
     error: report.outcome.kind === 'success' ? null : reasonOf(report.outcome),
     stderr_tail: report.stderrTail,
     ...(report.kill === undefined ? {} : { kill: report.kill }),
+    ...(report.usage === undefined ? {} : { usage: report.usage }),
   }
 }
 

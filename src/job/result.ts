@@ -1,6 +1,6 @@
 /** The two documents that are published for each job: `result.json` and `status.json`. */
 
-import type { KillReceipt, Outcome } from './outcome.ts'
+import type { KillReceipt, Outcome, Usage } from './outcome.ts'
 
 /**
  * Format number of both documents, in their field `format`. A new optional field needs no new number. To rename, remove
@@ -49,6 +49,8 @@ export interface AttemptRecord {
   /** last bytes of stderr as text */
   readonly stderr_tail: string
   readonly kill?: KillReceipt
+  /** absent when no process was started */
+  readonly usage?: Usage
 }
 
 /** Where the copy on S3 stands. Absent when no bucket is configured. */

@@ -132,7 +132,7 @@ async function work(job: Job): Promise<void> {
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
   const runId = `${ref.uuid}.${attempt}.${process.pid}.${Date.now().toString(36)}`
   const settings = context.settingsFor(algorithm)
-  const workdir = await createWorkdir(context.workBase, runId, workPackage.payloadJson, settings)
+  const workdir = await createWorkdir(context.workBase, runId, workPackage.payloadJson, settings, algorithm.user)
   try {
     const taken: Attempt = { ...job, algorithm, workdir, previous, attempt, maxAttempts }
     await conclude(taken, await run(taken))
