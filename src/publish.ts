@@ -12,6 +12,7 @@ import {
   encodeResult,
   encodeStatus,
   type JobState,
+  parseResultFiles,
   parseStatus,
   type S3State,
   type StatusDocument,
@@ -183,7 +184,7 @@ export async function copyToS3(stores: Stores, uuid: string): Promise<S3Failure>
   const status = parseStatus((await stores.local.read(uuid, 'status.json')) ?? '')
   if (result === undefined || status === undefined) return undefined
   if (status.s3?.state === 'published') return undefined
-  const { files } = JSON.parse(result) as { files: { name: string }[] }
+  const files = parseResultFiles(result)
   const paths = new Map<string, string>()
   for (const name of [...files.map((file) => file.name), 'stdout.log', 'stderr.log']) {
     const file = await stores.local.find(uuid, name)

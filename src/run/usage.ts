@@ -10,6 +10,8 @@
 import { readdirSync, readFileSync } from 'node:fs'
 
 const PAUSES_MS = [20, 50, 100, 200, 400, 800, 1000]
+/** Sampling takes at most a fiftieth of the time, however many processes there are. */
+const LEAST_REST = 50
 /** The loop is held up while a sample is taken: of larger trees only so many processes are counted, and threads asked. */
 const MOST_PROCESSES = 500
 const MOST_THREADS = 500
@@ -65,16 +67,15 @@ export function startSampling(pid: number): Sampler {
     before = now
     samples++
   }
-  const arm = (turn: number) => {
-    timer = setTimeout(
-      () => {
-        sample()
-        arm(turn + 1)
-      },
-      PAUSES_MS[Math.min(turn, PAUSES_MS.length - 1)],
-    )
+  const arm = (turn: number, tookMs: number) => {
+    const look = () => {
+      const began = performance.now()
+      sample()
+      arm(turn + 1, performance.now() - began)
+    }
+    timer = setTimeout(look, Math.max(PAUSES_MS[Math.min(turn, PAUSES_MS.length - 1)] ?? 0, LEAST_REST * tookMs))
   }
-  if (units !== undefined) arm(0)
+  if (units !== undefined) arm(0, 0)
   const stop = () => {
     clearTimeout(timer)
     if (units === undefined || samples === 0) return { cpuSeconds: null, peakMemoryBytes: null, firstCpuSeconds: null }
@@ -114,30 +115,36 @@ function readUnits(): Units | undefined {
 /** The tree below the first process, and below those that were in it before and lost their parents since. */
 function lookAtTree(pid: number, before: ReadonlyMap<number, Seen>): Map<number, Seen> {
   const now = new Map<number, Seen>()
-  const waiting = [...before.keys(), pid]
-  for (let next = waiting.pop(); next !== undefined && now.size < MOST_PROCESSES; next = waiting.pop()) {
-    if (now.has(next)) continue
-    const seen = readProcess(next)
-    if (seen === undefined) continue
+  // Those we know come first: one that is left out for want of room would be taken for gone.
+  for (const known of [pid, ...before.keys()]) {
+    const seen = readProcess(known)
     // Its number may be another's by now.
-    const known = before.get(next)
-    if (known !== undefined && known.startTicks !== seen.startTicks) continue
-    now.set(next, seen)
-    waiting.push(...readChildren(next))
+    if (seen !== undefined && seen.startTicks === (before.get(known) ?? seen).startTicks) now.set(known, seen)
+  }
+  const waiting = [...now.keys()]
+  for (let next = waiting.pop(); next !== undefined && now.size < MOST_PROCESSES; next = waiting.pop()) {
+    for (const child of readChildren(next)) {
+      if (now.has(child) || now.size >= MOST_PROCESSES) continue
+      const seen = readProcess(child)
+      if (seen === undefined) continue
+      now.set(child, seen)
+      waiting.push(child)
+    }
   }
   return now
 }
 
 /** Ticks of those who vanished that went into the sums of no process that we still see. */
 function lostBetween(before: ReadonlyMap<number, Seen>, now: ReadonlyMap<number, Seen>): number {
+  const isGone = (pid: number) => now.get(pid)?.startTicks !== before.get(pid)?.startTicks
   let lost = 0
   const inherited = new Map<number, number>()
   for (const [pid, seen] of before) {
-    if (now.has(pid)) continue
+    if (!isGone(pid)) continue
     let heir = seen.parent
-    for (let up = before.get(heir); up !== undefined && !now.has(heir); up = before.get(heir)) heir = up.parent
+    for (let up = before.get(heir); up !== undefined && isGone(heir); up = before.get(heir)) heir = up.parent
     const last = seen.ownTicks + seen.childTicks
-    if (now.has(heir)) inherited.set(heir, (inherited.get(heir) ?? 0) + last)
+    if (before.has(heir)) inherited.set(heir, (inherited.get(heir) ?? 0) + last)
     else lost += last
   }
   for (const [heir, last] of inherited) {
