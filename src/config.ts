@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { distance } from 'fastest-levenshtein'
 import * as v from 'valibot'
+import { parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
@@ -416,13 +417,13 @@ function seconds(min: number) {
 
 function bytes() {
   const message = 'a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB'
-  const units: Record<string, number> = { '': 1, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40 }
   return v.pipe(
     v.union([v.number(), v.string()], message),
     v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
-      const match = /^(\d{1,15})\s*(|KiB|MiB|GiB|TiB)$/i.exec(String(dataset.value))
-      const value = Number(match?.[1]) * (units[match?.[2]?.toLowerCase() ?? ''] ?? Number.NaN)
-      if (Number.isSafeInteger(value) && value >= 1024) return value
+      try {
+        const value = parseBytes(dataset.value)
+        if (value >= 1024) return value
+      } catch {}
       addIssue({ message })
       return NEVER
     }),

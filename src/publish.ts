@@ -12,6 +12,7 @@ import {
   encodeResult,
   encodeStatus,
   type JobState,
+  parseResultFiles,
   parseStatus,
   type S3State,
   type StatusDocument,
@@ -86,6 +87,7 @@ export function makeAttemptRecord(attempt: number, worker: string, report: RunRe
     error: report.outcome.kind === 'success' ? null : reasonOf(report.outcome),
     stderr_tail: report.stderrTail,
     ...(report.kill === undefined ? {} : { kill: report.kill }),
+    ...(report.usage === undefined ? {} : { usage: report.usage }),
   }
 }
 
@@ -194,7 +196,7 @@ async function copyResult(
   const { uuid } = status
   const since = new Date().toISOString()
   const published = encodeStatus({ ...status, s3: { state: 'published', since } })
-  const { files } = JSON.parse(result) as { files: { name: string }[] }
+  const files = parseResultFiles(result)
   const paths = await filesOf(
     local,
     uuid,

@@ -12,21 +12,34 @@ export interface KillReceipt {
   readonly method: 'proc' | 'tree'
 }
 
+/** What an attempt used; null where it is not known: it was over before a look, or there is no /proc. */
+export interface Usage {
+  readonly wall_seconds: number
+  /** of all processes, user and system */
+  readonly cpu_seconds: number | null
+  /** the highest sum of what was resident of all processes; pages that processes share count for each */
+  readonly peak_memory_bytes: number | null
+  /** `sampled` from /proc: what lies between the last sample and the end, up to a second, is not in it */
+  readonly method: 'sampled'
+}
+
 export type Outcome =
   /** exit 0 with an acceptable result */
   | { readonly kind: 'success'; readonly exitCode: 0 }
-  /** any exit that is neither success nor one of the special codes */
-  | { readonly kind: 'failed'; readonly exitCode: number }
+  /** any exit that is neither success nor one of the special codes; `limits` tells those in force, if any */
+  | { readonly kind: 'failed'; readonly exitCode: number; readonly limits?: string }
   /** exit 65, or one of the manifest's permanent_exits: no retry can help */
   | { readonly kind: 'rejected'; readonly exitCode: number }
   /** exit 75: the algorithm asks for another time */
   | { readonly kind: 'deferred'; readonly exitCode: 75 }
-  /** died by a signal that was not ours */
-  | { readonly kind: 'signalled'; readonly signal: string }
+  /** died by a signal that was not ours; `limits` as above */
+  | { readonly kind: 'signalled'; readonly signal: string; readonly limits?: string }
   /** ended by us at TTR + GRACE_TIME */
   | { readonly kind: 'timed_out'; readonly limitSeconds: number }
   /** ended by us because it wrote more than it may */
   | { readonly kind: 'output_exceeded'; readonly detail: string }
+  /** ended by the kernel at one of the manifest's limits */
+  | { readonly kind: 'limit_exceeded'; readonly detail: string }
   /** exit 0, but stdout is not what the manifest's `output` demands */
   | { readonly kind: 'output_invalid'; readonly detail: string }
   /** the program could not be started */
@@ -93,6 +106,7 @@ export function settle(
     case 'deferred':
     case 'signalled':
     case 'timed_out':
+    case 'limit_exceeded':
     case 'output_exceeded':
     case 'output_invalid':
     case 'not_started':
@@ -128,17 +142,18 @@ export function reasonOf(outcome: Outcome): string {
     case 'success':
       return 'exit 0'
     case 'failed':
-      return `exit ${outcome.exitCode}`
+      return withLimits(`exit ${outcome.exitCode}`, outcome.limits)
     case 'rejected':
       return outcome.exitCode === 65 ? 'exit 65: the input is bad' : `exit ${outcome.exitCode}: permanent`
     case 'deferred':
       return 'exit 75: try later'
     case 'signalled':
-      return `died by ${outcome.signal}`
+      return withLimits(`died by ${outcome.signal}`, outcome.limits)
     case 'timed_out':
       return `ended after ${outcome.limitSeconds} s (TTR + GRACE_TIME)`
     case 'interrupted':
       return 'interrupted: the worker stops'
+    case 'limit_exceeded':
     case 'output_exceeded':
     case 'output_invalid':
     case 'not_started':
@@ -152,6 +167,10 @@ export function reasonOf(outcome: Outcome): string {
     default:
       return unreachable(outcome)
   }
+}
+
+function withLimits(reason: string, limits: string | undefined): string {
+  return limits === undefined ? reason : `${reason} (${limits})`
 }
 
 function unreachable(value: never): never {

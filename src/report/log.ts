@@ -259,7 +259,7 @@ function endLines(event: Extract<WorkerEvent, { event: 'run_ended' }>): string[]
       'Algorithm terminated within expected time constraints.',
       `Algorithm terminated with exitstatus ${event.exitCode}`,
     ]
-    return event.outcome.kind === 'output_invalid' || event.outcome.kind === 'output_exceeded'
+    return ['output_invalid', 'output_exceeded', 'limit_exceeded'].includes(event.outcome.kind)
       ? [...output, ...end, `Algorithm failed: ${event.error}`]
       : [...output, ...end]
   }

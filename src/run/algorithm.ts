@@ -4,7 +4,10 @@ import { constants } from 'node:fs'
 import { access, open, readdir, readFile, stat } from 'node:fs/promises'
 import { delimiter, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
+import { formatBytes, parseBytes } from '../job/bytes.ts'
 import { describe, excerpt, TYPE_PATTERN, typeProblem } from '../job/package.ts'
+import { findLauncher, type Launcher, type Limits } from './limits.ts'
+import { type AlgorithmUser, findUser } from './user.ts'
 import { MAX_YAML_BYTES, readYaml } from './yaml.ts'
 
 export interface Algorithm {
@@ -24,6 +27,12 @@ export interface Algorithm {
   readonly env: Readonly<Record<string, string>>
   /** rc keys whose values the algorithm gets in the file `.settings.json` */
   readonly settings: readonly string[]
+  /** kept by the kernel; undefined: none */
+  readonly limits?: Limits | undefined
+  /** sets the limits: stands before program and arguments */
+  readonly launcher?: Launcher | undefined
+  /** whom it runs as; undefined: as the worker */
+  readonly user?: AlgorithmUser | undefined
 }
 
 /** What the algorithm folders hold. */
@@ -135,6 +144,48 @@ const EXIT_CODE = v.pipe(
   v.maxValue(255, EXIT_CODE_WORDS),
 )
 
+function whole(min: number, max: number) {
+  const words = `must be a whole number from ${min} to ${max}`
+  return v.optional(v.pipe(v.number(words), v.integer(words), v.minValue(min, words), v.maxValue(max, words)))
+}
+
+function size(min: number) {
+  const words = `must be a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB, and at least ${formatBytes(min)}`
+  return v.optional(
+    v.pipe(
+      v.union([v.number(), v.string()], words),
+      v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
+        try {
+          const value = parseBytes(dataset.value)
+          if (value >= min) return value
+        } catch {}
+        addIssue({ message: words })
+        return NEVER
+      }),
+    ),
+  )
+}
+
+/** Less than these, and hardly a program starts: measured with sh, awk and Python. Node.js needs 48 MiB and 20 files. */
+const LIMITS_SCHEMA = v.pipe(
+  v.strictObject({
+    memory: size(4 * 2 ** 20),
+    cpu_seconds: whole(1, 1e9),
+    processes: whole(1, 1e6),
+    file_size: size(1024),
+    open_files: whole(8, 1e6),
+  }),
+  v.transform(
+    (limits): Limits => ({
+      memoryBytes: limits.memory,
+      cpuSeconds: limits.cpu_seconds,
+      processes: limits.processes,
+      fileSizeBytes: limits.file_size,
+      openFiles: limits.open_files,
+    }),
+  ),
+)
+
 const MANIFEST_SCHEMA = v.strictObject({
   name: v.optional(
     v.pipe(TEXT, v.regex(TYPE_PATTERN, 'must be 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit')),
@@ -183,6 +234,10 @@ const MANIFEST_SCHEMA = v.strictObject({
     {},
   ),
   settings: v.optional(v.array(TEXT, 'must be a list of rc keys'), []),
+  limits: v.optional(LIMITS_SCHEMA),
+  user: v.optional(
+    v.pipe(TEXT, v.regex(/^[A-Za-z_][A-Za-z0-9_.-]{0,31}$/, 'must be the name of a user, not a number')),
+  ),
 })
 
 /**
@@ -221,9 +276,25 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
     permanentExits: manifest.permanent_exits,
     env: manifest.env,
     settings: manifest.settings,
+    ...(await findRestraints(file, name, manifest, options.path)),
   }
   await checkProgram(algorithm, options.path)
   return algorithm
+}
+
+/** @throws AlgorithmError when this worker cannot keep a limit, or not become the user */
+async function findRestraints(
+  file: string,
+  algorithm: string,
+  { limits, user: userName }: v.InferOutput<typeof MANIFEST_SCHEMA>,
+  path: string,
+): Promise<Pick<Algorithm, 'limits' | 'launcher' | 'user'>> {
+  const user = userName === undefined ? undefined : await findUser(userName)
+  if (user !== undefined && 'problem' in user) throw new AlgorithmError(`${file}: ${user.problem}`, { algorithm })
+  if (limits === undefined || Object.values(limits).every((limit) => limit === undefined)) return { user }
+  const launcher = await findLauncher(limits, path, user)
+  if ('problem' in launcher) throw new AlgorithmError(`${file}: ${launcher.problem}`, { algorithm })
+  return { limits, launcher, user }
 }
 
 async function readManifest(file: string): Promise<unknown> {
@@ -245,8 +316,10 @@ function wording(issue: v.BaseIssue<unknown>): string {
   const path = v.getDotPath(issue)
   const key = path === null ? null : excerpt(path, MAX_SHOWN_KEY)
   if (issue.type === 'strict_object' && issue.expected === 'never') {
-    return `unknown key ${key}; known are ${Object.keys(MANIFEST_SCHEMA.entries).join(', ')}`
+    const known = key?.startsWith('limits.') ? LIMITS_SCHEMA.pipe[0].entries : MANIFEST_SCHEMA.entries
+    return `unknown key ${key}; known are ${Object.keys(known).join(', ')}`
   }
+  if (issue.type === 'strict_object' && key === 'limits') return 'limits must hold lines like memory: 512MiB'
   if (issue.type === 'strict_object') return key === null ? 'must hold lines like key: value' : `${key} is missing`
   return `${key} ${issue.message}`
 }

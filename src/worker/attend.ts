@@ -208,7 +208,10 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
   }
   let workdir: Workdir | undefined
   try {
-    workdir = await createWorkdir(context.workshop, runId, job.workPackage.payloadJson, context.settingsFor(algorithm))
+    workdir = await createWorkdir(
+      ...([context.workshop, runId, job.workPackage.payloadJson] as const),
+      ...([context.settingsFor(algorithm), algorithm.user] as const),
+    )
     const attempt: Attempt = { ...job, algorithm, workdir, turn, fence }
     await conclude(attempt, await run(attempt))
   } catch (error) {
