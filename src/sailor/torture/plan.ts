@@ -111,8 +111,8 @@ export function planFaults(seed: number, lengthMs: number, powers: Powers): Plan
     const kind = deck.pop() as FaultKind
     const [shortest, longest] = DURATIONS[kind]
     const wanted = shortest + (dice(1000) / 1000) * (longest - shortest)
-    const durationMs = Math.round(Math.min(wanted, LONGEST_FAULT_MS, lengthMs - atMs))
-    faults.push({ atMs: Math.round(atMs), durationMs, kind, choice: dice(2 ** 16) })
+    const durationMs = Math.floor(Math.min(wanted, LONGEST_FAULT_MS, lengthMs - atMs))
+    faults.push({ atMs: Math.floor(atMs), durationMs, kind, choice: dice(2 ** 16) })
   }
   return faults
 }
