@@ -1,7 +1,8 @@
 import { readFile } from 'node:fs/promises'
-import { Command, CommanderError, InvalidArgumentError } from 'commander'
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 import { jobEnvironment } from '../config.ts'
 import { SAMPLE_SEED } from '../sailor/dice.ts'
+import { enterJournal } from '../sailor/journal.ts'
 import { getMischief, isMischiefName, listMischiefs, MAX_MEGABYTES, makeEndText, writeAll } from '../sailor/mischief.ts'
 import { chooseMischief, isMegabytes, isSeconds, isSeed, type Orders, readOrders, sail } from '../sailor/voyage.ts'
 import { EXIT } from './exit.ts'
@@ -20,6 +21,7 @@ type Flags = {
   megabytes?: number
   list?: boolean
   json?: boolean
+  journal?: string
 }
 
 const makeNumberParser = (holds: (value: number) => boolean, expected: string) => (text: string) => {
@@ -51,6 +53,7 @@ function makeProgram(): Command {
     )
     .option('--list', 'print all outcomes and how each ends')
     .option('--json', 'with --list: as JSON')
+    .addOption(new Option('--journal <dir>', 'where the sailors of a torture note themselves').hideHelp())
     .addHelpText(
       'after',
       [
@@ -59,6 +62,8 @@ function makeProgram(): Command {
         `With --seed ${SAMPLE_SEED} the first three attempts are infinite-loop, faulty, normal.`,
         'Run as a job (QWORKER_UUID is set) it takes seed, outcome, wild, sleep and megabytes from ./input.json too.',
         'The payload wins. Exits: as --list tells; 64 bad flags, 65 bad payload, 255 no -s or an unknown outcome.',
+        '',
+        'drunken-sailor torture breaks a whole deployment and counts what is lost: drunken-sailor torture --help',
       ].join('\n'),
     )
     .version(VERSION, '-V, --version')
@@ -71,6 +76,7 @@ function makeProgram(): Command {
 }
 
 async function main(): Promise<number> {
+  if (process.argv[2] === 'torture') return (await import('./torture.ts')).runTorture(process.argv.slice(3))
   const flags = makeProgram().parse().opts<Flags>()
   if (flags.list) return printList(flags.json ?? false)
   const { outcome } = flags
@@ -81,6 +87,7 @@ async function main(): Promise<number> {
   let payload: Orders = {}
   const job = jobEnvironment()
   if (job.uuid !== undefined) {
+    if (flags.journal !== undefined) enterJournal(flags.journal, job.uuid, job.attempt ?? '1')
     const read = await readJob()
     if ('exitCode' in read) return refuse(read.exitCode, read.complaint)
     payload = read.orders
