@@ -9,7 +9,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { copyToS3, type Stores } from './publish.ts'
 import type { Bus } from './report/events.ts'
-import { type OutboxEntry, type Tracker, TrackerError } from './tracker/tracker.ts'
+import type { OutboxEntry, Tracker } from './tracker/tracker.ts'
 
 export interface OutboxState {
   readonly length: number
@@ -52,144 +52,168 @@ const LOOK_MS = 2_000
 const POLL_MS = 100
 
 export function startOutbox(options: OutboxOptions): OutboxCarrier {
-  const { tracker, bus, owner } = options
-  const halt = new AbortController()
-  const waiting = new Map<string, Set<() => void>>()
-  const carrying = new Set<Promise<void>>()
-  let wakeUp = new AbortController()
-  let downSince: number | undefined
-  let error: string | undefined
-  let state: OutboxState = { length: 0, oldest: null }
-  let told = 0
+  return new Carrier(options)
+}
 
-  const done = loop()
+class Carrier implements OutboxCarrier {
+  readonly #options: OutboxOptions
+  readonly #tracker: Tracker
+  readonly #halt = new AbortController()
+  /** uuid -> who waits for its delivery */
+  readonly #waiting = new Map<string, Set<() => void>>()
+  readonly #carrying = new Set<Promise<void>>()
+  readonly #done: Promise<void>
+  #wakeUp = new AbortController()
+  /** performance.now() since when S3 does not answer */
+  #downSince: number | undefined
+  #error: string | undefined
+  #state: OutboxState = { length: 0, oldest: null }
+  #told = 0
 
-  async function loop(): Promise<void> {
-    while (!halt.signal.aborted) {
-      const restMs = await step().catch((cause: unknown) => {
-        if (!(cause instanceof TrackerError)) throw cause
-        bus.emit({ event: 'outbox_failed', error: cause.message })
-        return LOOK_MS
-      })
-      if (restMs > 0) await rest(restMs)
+  constructor(options: OutboxOptions) {
+    this.#options = options
+    this.#tracker = options.tracker
+    this.#done = this.#loop()
+  }
+
+  wake(): void {
+    this.#wakeUp.abort()
+    this.#wakeUp = new AbortController()
+  }
+
+  async delivered(uuid: string, patienceMs: number, signal: AbortSignal): Promise<boolean> {
+    const asked = performance.now()
+    const deadline = () => Math.min(asked, this.#downSince ?? asked) + patienceMs
+    const carried = new AbortController()
+    const stopListening = this.#listen(uuid, () => carried.abort())
+    try {
+      // Another worker may have taken the entry: then only the tracker tells.
+      for (;;) {
+        if (!(await this.#tracker.outbox.has(uuid))) return true
+        if (signal.aborted || this.#halt.signal.aborted || performance.now() >= deadline()) return false
+        const pauseMs = Math.max(1, Math.min(LOOK_MS / 4, deadline() - performance.now()))
+        await sleep(pauseMs, undefined, { signal: AbortSignal.any([carried.signal, signal]) }).catch(() => undefined)
+      }
+    } finally {
+      stopListening()
     }
-    await Promise.all(carrying)
+  }
+
+  state(): OutboxState {
+    return { ...this.#state, ...(this.#error === undefined ? {} : { error: this.#error }) }
+  }
+
+  async stop(graceMs: number): Promise<void> {
+    const late = setTimeout(() => this.#halt.abort(), graceMs)
+    // What is there now is carried, if it can be; what comes later is the next worker's.
+    while (!this.#halt.signal.aborted && this.#downSince === undefined && (await this.#isAnyDue())) await sleep(POLL_MS)
+    clearTimeout(late)
+    this.#halt.abort()
+    this.wake()
+    await this.#done
+    await this.#tracker.outbox.giveBack(this.#options.owner).catch(() => undefined)
+  }
+
+  async #isAnyDue(): Promise<boolean> {
+    if (this.#carrying.size > 0) return true
+    const { dueInSeconds } = await this.#tracker.outbox.state().catch(() => ({ dueInSeconds: undefined }))
+    return dueInSeconds !== undefined && dueInSeconds <= 0
+  }
+
+  #listen(uuid: string, listener: () => void): () => void {
+    const listeners = this.#waiting.get(uuid) ?? new Set()
+    this.#waiting.set(uuid, listeners.add(listener))
+    return () => {
+      listeners.delete(listener)
+      if (listeners.size === 0) this.#waiting.delete(uuid)
+    }
+  }
+
+  async #loop(): Promise<void> {
+    while (!this.#halt.signal.aborted) {
+      const restMs = await this.#step().catch((error: unknown) => this.#tellFault(error))
+      if (restMs > 0) await this.#rest(restMs)
+    }
+    await Promise.all(this.#carrying)
   }
 
   /** @returns milliseconds to rest before the next step */
-  async function step(): Promise<number> {
-    const atOnce = downSince === undefined ? AT_ONCE : 1
-    if (carrying.size >= atOnce) {
-      await Promise.race([...carrying, rest(LOOK_MS)])
+  async #step(): Promise<number> {
+    const atOnce = this.#downSince === undefined ? AT_ONCE : 1
+    if (this.#carrying.size >= atOnce) {
+      await Promise.race([...this.#carrying, this.#rest(LOOK_MS)])
       return 0
     }
-    const entry = await tracker.outbox.take(owner, LEASE_SECONDS)
+    const entry = await this.#tracker.outbox.take(this.#options.owner, LEASE_SECONDS)
     if (entry !== undefined) {
-      const carried = carry(entry).finally(() => carrying.delete(carried))
-      carrying.add(carried)
+      const carried = this.#carry(entry).finally(() => this.#carrying.delete(carried))
+      this.#carrying.add(carried)
       return 0
     }
-    const dueInSeconds = await look()
+    const dueInSeconds = await this.#look()
     return Math.min(LOOK_MS, Math.max(POLL_MS, (dueInSeconds ?? Number.POSITIVE_INFINITY) * 1000))
   }
 
-  async function look(): Promise<number | undefined> {
-    const { length, oldest, dueInSeconds } = await tracker.outbox.state()
-    state = { length, oldest: oldest ?? null, ...(error === undefined ? {} : { error }) }
+  async #look(): Promise<number | undefined> {
+    const { length, oldest = null, dueInSeconds } = await this.#tracker.outbox.state()
+    this.#state = { length, oldest }
     // While S3 is away, and once more when all is carried.
-    const changed = length !== told && (length === 0 || downSince !== undefined)
-    if (changed) {
-      told = length
-      bus.emit({ event: 'outbox_length', length, oldest: oldest ?? null })
+    if (length !== this.#told && (this.#downSince !== undefined || (length === 0 && this.#told > 0))) {
+      this.#told = length
+      this.#options.bus.emit({ event: 'outbox_length', length, oldest })
     }
     return dueInSeconds
   }
 
-  async function carry(entry: OutboxEntry): Promise<void> {
+  async #carry(entry: OutboxEntry): Promise<void> {
+    const { owner, stores } = this.#options
     try {
-      const copied = await copyToS3(options.stores, entry.uuid, halt.signal)
+      const copied = await copyToS3(stores, entry.uuid, this.#halt.signal)
       if (copied.kind === 'copied') {
-        if (downSince !== undefined) bus.emit({ event: 'outbox_resumed', seconds: secondsSince(downSince) })
-        downSince = undefined
-        error = undefined
-        await tracker.outbox.settle(entry, owner, { done: true })
-        for (const resolve of waiting.get(entry.uuid) ?? []) resolve()
+        this.#showUp()
+        await this.#tracker.outbox.settle(entry, owner, { done: true })
+        for (const resolve of this.#waiting.get(entry.uuid) ?? []) resolve()
         return
       }
-      if (!halt.signal.aborted) tell(entry, copied)
-      const retryInSeconds = halt.signal.aborted ? 0 : backoff(entry.tries)
-      await tracker.outbox.settle(entry, owner, { retryInSeconds, error: copied.error })
-      await look()
-    } catch (cause) {
+      const isHalted = this.#halt.signal.aborted
+      if (!isHalted) this.#tellFailure(entry, copied)
+      const retryInSeconds = isHalted ? 0 : backoff(entry.tries)
+      await this.#tracker.outbox.settle(entry, owner, { retryInSeconds, error: copied.error })
+      await this.#look()
+    } catch (error) {
       // Its lease runs out, and it is taken again.
-      bus.emit({ event: 'outbox_failed', error: cause instanceof Error ? cause.message : String(cause) })
+      this.#tellFault(error)
     }
   }
 
-  function tell(entry: OutboxEntry, failure: { error: string; passing: boolean }): void {
-    if (failure.passing && downSince === undefined) downSince = performance.now()
-    error = failure.error
-    bus.emit({ event: 'outbox_retry', uuid: entry.uuid, tries: entry.tries + 1, error: failure.error })
+  #showUp(): void {
+    if (this.#downSince !== undefined) {
+      const seconds = Math.round((performance.now() - this.#downSince) / 100) / 10
+      this.#options.bus.emit({ event: 'outbox_resumed', seconds })
+    }
+    this.#downSince = undefined
+    this.#error = undefined
   }
 
-  function rest(ms: number): Promise<void> {
-    return sleep(ms, undefined, { signal: AbortSignal.any([wakeUp.signal, halt.signal]) }).catch(() => undefined)
+  #tellFailure(entry: OutboxEntry, { error, passing }: { error: string; passing: boolean }): void {
+    if (passing) this.#downSince ??= performance.now()
+    this.#error = error
+    this.#options.bus.emit({ event: 'outbox_retry', uuid: entry.uuid, tries: entry.tries + 1, error })
   }
 
-  function wake(): void {
-    wakeUp.abort()
-    wakeUp = new AbortController()
+  #tellFault(error: unknown): number {
+    this.#options.bus.emit({ event: 'outbox_failed', error: error instanceof Error ? error.message : String(error) })
+    return LOOK_MS
   }
 
-  return {
-    wake,
-    async delivered(uuid, patienceMs, signal) {
-      const from = Math.min(performance.now(), downSince ?? Number.POSITIVE_INFINITY)
-      let deadline = from + patienceMs
-      const listeners = waiting.get(uuid) ?? new Set()
-      waiting.set(uuid, listeners)
-      const carried = new AbortController()
-      const resolve = () => carried.abort()
-      listeners.add(resolve)
-      try {
-        // Another worker may have taken the entry: then only the tracker tells.
-        for (;;) {
-          if (!(await tracker.outbox.has(uuid))) return true
-          if (signal.aborted || halt.signal.aborted || performance.now() >= deadline) return false
-          const until = Math.min(5 * POLL_MS, deadline - performance.now())
-          await sleep(until, undefined, { signal: AbortSignal.any([carried.signal, signal]) }).catch(() => undefined)
-          if (downSince !== undefined) deadline = Math.min(deadline, downSince + patienceMs)
-        }
-      } finally {
-        listeners.delete(resolve)
-        if (listeners.size === 0) waiting.delete(uuid)
-      }
-    },
-    state: () => ({ ...state, ...(error === undefined ? {} : { error }) }),
-    async stop(graceMs) {
-      const late = setTimeout(() => halt.abort(), graceMs)
-      // What is there now is carried, if it can be; what comes later is the next worker's.
-      while (!halt.signal.aborted && downSince === undefined && (await isAnyDue())) await sleep(POLL_MS)
-      clearTimeout(late)
-      halt.abort()
-      wake()
-      await done
-      await tracker.outbox.giveBack(owner).catch(() => undefined)
-    },
-  }
-
-  async function isAnyDue(): Promise<boolean> {
-    if (carrying.size > 0) return true
-    const { dueInSeconds } = await tracker.outbox.state().catch(() => ({ dueInSeconds: undefined }))
-    return dueInSeconds !== undefined && dueInSeconds <= 0
+  #rest(ms: number): Promise<void> {
+    return sleep(ms, undefined, { signal: AbortSignal.any([this.#wakeUp.signal, this.#halt.signal]) }).catch(
+      () => undefined,
+    )
   }
 }
 
 /** Doubled each time, with up to half less, at random, so that the workers of many hosts disperse. */
 function backoff(tries: number): number {
   return Math.min(RETRY_SECONDS * 2 ** Math.min(tries, 10), RETRY_MAX_SECONDS) * (0.5 + Math.random() / 2)
-}
-
-function secondsSince(moment: number): number {
-  return Math.round((performance.now() - moment) / 100) / 10
 }

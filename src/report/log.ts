@@ -147,6 +147,22 @@ function shortLine(event: WorkerEvent): string {
       return `S3 answers again after ${event.seconds} s`
     case 'outbox_failed':
       return `outbox: ${event.error}`
+    default:
+      return jobLine(event)
+  }
+}
+
+type JobEvent = Extract<
+  WorkerEvent,
+  {
+    event: `job_${'dequeued' | 'refused' | 'already_complete' | 'published' | 'settled'}` | `run_${string}`
+  }
+>
+
+function jobLine(
+  event: JobEvent | Extract<WorkerEvent, { event: 'publish_failed' | 'settle_failed' | 'slot_fault' }>,
+): string {
+  switch (event.event) {
     case 'job_dequeued':
       return `${event.uuid} ${event.type}: attempt ${event.attempt} of ${event.maxAttempts} begins`
     case 'job_refused':

@@ -57,88 +57,104 @@ const SETTLE_TRIES = 5
 
 /** Starts to touch. */
 export function startHold(options: HoldOptions): Hold {
-  const { reservation } = options
-  const giveUp = new AbortController()
-  let current = reservation
-  let lost = false
-  let touching: Promise<boolean> | undefined
-  let regaining: Promise<boolean> | undefined
-  const interval = (reservation.ttrSeconds * 1000) / (TOUCHES_PER_TTR + (reservation.ttrSeconds <= 2 ? 2 : 0))
-  const timer = setInterval(() => void touch(), Math.max(MIN_INTERVAL_MS, Math.min(interval, MAX_INTERVAL_MS)))
+  return new TouchingHold(options)
+}
 
-  const lose = (detail: string): false => {
-    if (!lost) {
-      lost = true
-      clearInterval(timer)
-      options.onLost(`the reservation was lost: ${detail}`)
+class TouchingHold implements Hold {
+  readonly reservation: Reservation
+  readonly #options: HoldOptions
+  readonly #giveUp = new AbortController()
+  readonly #timer: NodeJS.Timeout
+  #current: Reservation
+  #isLost = false
+  #touching: Promise<boolean> | undefined
+  #regaining: Promise<boolean> | undefined
+
+  constructor(options: HoldOptions) {
+    this.#options = options
+    this.reservation = options.reservation
+    this.#current = options.reservation
+    const { ttrSeconds } = options.reservation
+    const interval = (ttrSeconds * 1000) / (TOUCHES_PER_TTR + (ttrSeconds <= 2 ? 2 : 0))
+    const ms = Math.max(MIN_INTERVAL_MS, Math.min(interval, MAX_INTERVAL_MS))
+    this.#timer = setInterval(() => void this.#touch(), ms)
+  }
+
+  // A touch that is under way was sent before the question and proves nothing: ask again after it.
+  async isOurs(): Promise<boolean> {
+    await this.#touching
+    return this.#touch()
+  }
+
+  async settle(tell: (reservation: Reservation) => Promise<void>): Promise<boolean> {
+    for (let tries = 1; ; tries++) {
+      await this.#touching
+      if (this.#isLost) return false
+      try {
+        await tell(this.#current)
+        return true
+      } catch (error) {
+        if (!(error instanceof QueueError)) throw error
+        if (error.code === 'not_found') return this.#lose(error.message)
+        if (tries >= SETTLE_TRIES) throw error
+        if (!(await this.#regain(error))) return false
+      }
+    }
+  }
+
+  abandon(): void {
+    this.#giveUp.abort()
+  }
+
+  stop(): void {
+    clearInterval(this.#timer)
+    this.#giveUp.abort()
+  }
+
+  #lose(detail: string): false {
+    if (!this.#isLost) {
+      this.#isLost = true
+      clearInterval(this.#timer)
+      this.#options.onLost(`the reservation was lost: ${detail}`)
     }
     return false
   }
 
-  function touch(): Promise<boolean> {
-    touching ??= touchOnce().finally(() => {
-      touching = undefined
+  #touch(): Promise<boolean> {
+    this.#touching ??= this.#touchOnce().finally(() => {
+      this.#touching = undefined
     })
-    return touching
+    return this.#touching
   }
 
-  async function touchOnce(): Promise<boolean> {
-    if (lost) return false
+  async #touchOnce(): Promise<boolean> {
+    if (this.#isLost) return false
     try {
-      await current.touch()
-      options.onTouched()
+      await this.#current.touch()
+      this.#options.onTouched()
       return true
     } catch (error) {
       if (!(error instanceof QueueError)) throw error
-      return error.code === 'not_found' ? lose(error.message) : regain(error)
+      return error.code === 'not_found' ? this.#lose(error.message) : this.#regain(error)
     }
   }
 
-  function regain(cause: QueueError): Promise<boolean> {
-    if (lost) return Promise.resolve(false)
-    regaining ??= takeBack(cause).finally(() => {
-      regaining = undefined
+  #regain(cause: QueueError): Promise<boolean> {
+    if (this.#isLost) return Promise.resolve(false)
+    this.#regaining ??= this.#takeBack(cause).finally(() => {
+      this.#regaining = undefined
     })
-    return regaining
+    return this.#regaining
   }
 
-  async function takeBack(cause: QueueError): Promise<boolean> {
+  async #takeBack(cause: QueueError): Promise<boolean> {
     const began = performance.now()
-    options.onBroken(cause.message)
-    const taken = await regainReservation(options, began + REGAIN_SECONDS * 1000, giveUp.signal)
-    if (typeof taken === 'string') return lose(taken)
-    current = taken
-    options.onRegained(Math.round(performance.now() - began) / 1000)
+    this.#options.onBroken(cause.message)
+    const taken = await regainReservation(this.#options, began + REGAIN_SECONDS * 1000, this.#giveUp.signal)
+    if (typeof taken === 'string') return this.#lose(taken)
+    this.#current = taken
+    this.#options.onRegained(Math.round(performance.now() - began) / 1000)
     return true
-  }
-
-  return {
-    reservation,
-    // A touch that is under way was sent before the question and proves nothing: ask again after it.
-    isOurs: async () => {
-      await touching
-      return touch()
-    },
-    async settle(tell) {
-      for (let tries = 1; ; tries++) {
-        await touching
-        if (lost) return false
-        try {
-          await tell(current)
-          return true
-        } catch (error) {
-          if (!(error instanceof QueueError)) throw error
-          if (error.code === 'not_found') return lose(error.message)
-          if (tries >= SETTLE_TRIES) throw error
-          if (!(await regain(error))) return false
-        }
-      }
-    },
-    abandon: () => giveUp.abort(),
-    stop: () => {
-      clearInterval(timer)
-      giveUp.abort()
-    },
   }
 }
 

@@ -30,7 +30,7 @@ export interface Recovery {
   /** Ends the processes of one run, whoever started it. */
   endRun(attempt: TrackedAttempt): Promise<KillReceipt | undefined>
   /** Ends an open attempt in the tracker. An `abandoned` one counts. @throws TrackerError */
-  close(attempt: TrackedAttempt, outcome: 'abandoned' | 'worker_fault', why: string, evidence?: Evidence): Promise<void>
+  close(attempt: TrackedAttempt, outcome: 'abandoned' | 'worker_fault', why: string): Promise<void>
 }
 
 interface Evidence {
@@ -49,70 +49,74 @@ export interface RecoveryOptions {
 }
 
 export function makeRecovery(options: RecoveryOptions): Recovery {
-  const { tracker, stores, workBase, bus } = options
+  const { tracker, workBase } = options
   const underWay = new Map<string, Promise<void>>()
 
-  async function close(
-    attempt: TrackedAttempt,
-    outcome: 'abandoned' | 'worker_fault',
-    why: string,
-    evidence: Evidence = { stderrTail: '', kill: undefined },
-  ): Promise<void> {
-    const ended = new Date()
-    const record = makeRecord(attempt, outcome, why, ended, evidence)
-    const isComplete = (await stores.local.read(attempt.uuid, 'result.json')) !== undefined
-    await tracker.end(attempt.uuid, attempt.fence, {
-      ended: ended.toISOString(),
-      counts: outcome === 'abandoned',
-      record: JSON.stringify(record),
-      state: isComplete ? 'complete' : 'open',
-      outbox: isComplete && stores.s3 !== undefined,
-    })
-  }
-
-  async function recover(dead: DeadWorkshop): Promise<void> {
-    const { receipt } = await endWorkshop(dead)
-    const name = dead.owner?.name ?? dead.id
-    const attempts = await tracker.openAttempts(dead.id)
-    for (const attempt of attempts) {
-      const run = dead.runs.find(({ path }) => basename(path) === attempt.run)
-      const { stderrTail } = run === undefined ? { stderrTail: '' } : await readRunEvidence(run)
-      const kill = receipt.signals.length > 0 ? receipt : undefined
-      await close(attempt, 'abandoned', `its worker (${name}) died in the middle of it`, { stderrTail, kill })
-    }
-    await tracker.outbox.giveBack(dead.id)
-    // With survivors it stays, and is found again.
-    if (receipt.survivors.length === 0) await removeWorkshop(dead)
-    const { survivors } = receipt
-    bus.emit({ event: 'worker_recovered', worker: name, attempts: attempts.length, survivors })
-  }
-
   async function recoverOnce(dead: DeadWorkshop): Promise<void> {
-    const doing = underWay.get(dead.id) ?? recover(dead).finally(() => underWay.delete(dead.id))
+    const doing = underWay.get(dead.id) ?? recover(options, dead).finally(() => underWay.delete(dead.id))
     underWay.set(dead.id, doing)
     await doing
   }
 
+  /** Whose workshop is gone: removed by hand, or by a worker that died before it could account for it. */
+  async function closeOrphans(workerId?: string): Promise<void> {
+    for (const attempt of await tracker.openAttempts(workerId)) {
+      if (attempt.worker === options.workerId || (await stateOfWorker(workBase, attempt.worker)) !== 'dead') continue
+      await closeAttempt(options, attempt, 'abandoned', 'its worker died in the middle of it')
+    }
+  }
+
   return {
     stateOf: (workerId) => stateOfWorker(workBase, workerId),
-    close,
+    close: (attempt, outcome, why) => closeAttempt(options, attempt, outcome, why),
     endRun: (attempt) => endRunOf(workBase, attempt.worker, attempt.run),
     async recoverAll() {
       for (const dead of await findDeadWorkshops(workBase)) await recoverOnce(dead)
-      // Whose workshop is gone: removed by hand, or by a worker that died before it could account for it.
-      for (const attempt of await tracker.openAttempts()) {
-        if (attempt.worker === options.workerId || (await stateOfWorker(workBase, attempt.worker)) !== 'dead') continue
-        await close(attempt, 'abandoned', 'its worker died in the middle of it')
-      }
+      await closeOrphans()
     },
     async recoverWorker(workerId) {
       for (const dead of await findDeadWorkshops(workBase)) if (dead.id === workerId) await recoverOnce(dead)
-      for (const attempt of await tracker.openAttempts(workerId)) {
-        if ((await stateOfWorker(workBase, workerId)) !== 'dead') continue
-        await close(attempt, 'abandoned', 'its worker died in the middle of it')
-      }
+      await closeOrphans(workerId)
     },
   }
+}
+
+async function recover(options: RecoveryOptions, dead: DeadWorkshop): Promise<void> {
+  const { tracker, bus } = options
+  const { receipt } = await endWorkshop(dead)
+  const name = dead.owner?.name ?? dead.id
+  const attempts = await tracker.openAttempts(dead.id)
+  for (const attempt of attempts) {
+    const run = dead.runs.find(({ path }) => basename(path) === attempt.run)
+    const { stderrTail } = run === undefined ? { stderrTail: '' } : await readRunEvidence(run)
+    const kill = receipt.signals.length > 0 ? receipt : undefined
+    const why = `its worker (${name}) died in the middle of it`
+    await closeAttempt(options, attempt, 'abandoned', why, { stderrTail, kill })
+  }
+  await tracker.outbox.giveBack(dead.id)
+  const { survivors } = receipt
+  // With survivors it stays, and is found again.
+  if (survivors.length === 0) await removeWorkshop(dead)
+  bus.emit({ event: 'worker_recovered', worker: name, attempts: attempts.length, survivors })
+}
+
+async function closeAttempt(
+  { tracker, stores }: RecoveryOptions,
+  attempt: TrackedAttempt,
+  outcome: 'abandoned' | 'worker_fault',
+  why: string,
+  evidence: Evidence = { stderrTail: '', kill: undefined },
+): Promise<void> {
+  const ended = new Date()
+  const record = makeRecord(attempt, outcome, why, ended, evidence)
+  const isComplete = (await stores.local.read(attempt.uuid, 'result.json')) !== undefined
+  await tracker.end(attempt.uuid, attempt.fence, {
+    ended: ended.toISOString(),
+    counts: outcome === 'abandoned',
+    record: JSON.stringify(record),
+    state: isComplete ? 'complete' : 'open',
+    outbox: isComplete && stores.s3 !== undefined,
+  })
 }
 
 function makeRecord(
