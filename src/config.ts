@@ -7,9 +7,11 @@ import { readFileSync } from 'node:fs'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { distance } from 'fastest-levenshtein'
 import * as v from 'valibot'
+import { parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
+import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
   readonly BEANSTALK_SERVER: string
@@ -46,6 +48,8 @@ export interface Config {
   readonly S3_ENDPOINT: string | null
   readonly S3_REGION: string
   readonly S3_FORCE_PATH_STYLE: boolean
+  /** seconds that a finished job waits in the queue for its copy on S3 */
+  readonly S3_PATIENCE: number
   readonly SMTP_HOST: string | null
   readonly SMTP_PORT: number
   readonly SMTP_SECURE: 'none' | 'starttls' | 'tls'
@@ -58,7 +62,7 @@ export interface Config {
 
 export type ConfigKey = keyof Config
 
-export const DEFAULTS: Config = Object.freeze({
+export const DEFAULTS: Config = freeze<Config>({
   BEANSTALK_SERVER: 'localhost',
   BEANSTALK_PORT: 11300,
   TUBE: 'default',
@@ -84,6 +88,7 @@ export const DEFAULTS: Config = Object.freeze({
   S3_ENDPOINT: null,
   S3_REGION: 'us-east-1',
   S3_FORCE_PATH_STYLE: false,
+  S3_PATIENCE: 60,
   SMTP_HOST: null,
   SMTP_PORT: 587,
   SMTP_SECURE: 'starttls',
@@ -120,7 +125,6 @@ export const SHAREABLE: readonly ConfigKey[] = [
   'SMTP_FROM',
 ]
 
-const MAX_RC_BYTES = 1024 * 1024
 const MAX_SECONDS = 366 * 24 * 3600
 
 const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
@@ -151,6 +155,7 @@ const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
   S3_ENDPOINT: v.nullable(httpUrl()),
   S3_REGION: text('a region'),
   S3_FORCE_PATH_STYLE: flag(),
+  S3_PATIENCE: seconds(0),
   SMTP_HOST: v.nullable(text('a host name or address')),
   SMTP_PORT: integer('a port', 1, 65535),
   SMTP_SECURE: word('none', 'starttls', 'tls'),
@@ -209,7 +214,7 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   const config: Record<string, unknown> = {}
   for (const key of KEYS) {
     if (sources.keys !== undefined && !sources.keys.includes(key)) {
-      config[key] = DEFAULTS[key]
+      config[key] = atHome(key, DEFAULTS[key], base)
       continue
     }
     const [origin, value, folder] = pick(key, sources, env, fromFile, base)
@@ -219,7 +224,13 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   }
   if (problems.length > 0) throw new ConfigError('bad_value', problems)
   if (config.RESULT_BASEURL === 'auto') config.RESULT_BASEURL = localBaseUrl(config.HTTP_PORT as Config['HTTP_PORT'])
-  return Object.freeze(config) as unknown as Config
+  return freeze(config) as unknown as Config
+}
+
+/** Lists too: a Config is handed to every part of a program. */
+function freeze<T extends object>(config: T): T {
+  for (const value of Object.values(config)) Object.freeze(value)
+  return Object.freeze(config)
 }
 
 /** The environment of the worker that an algorithm may see. */
@@ -235,6 +246,32 @@ export function algorithmEnvironment(env: Readonly<Record<string, string | undef
 /** What a program learns when it is run as an algorithm: the contract's variables. */
 export function jobEnvironment(env: Readonly<Record<string, string | undefined>> = process.env) {
   return { uuid: env.QWORKER_UUID || undefined, attempt: env.QWORKER_ATTEMPT || undefined }
+}
+
+/** What systemd tells a service of Type=notify. */
+export interface ServiceEnvironment {
+  /** where messages to the manager go: a path, or `@name` (abstract); undefined: nobody listens */
+  readonly notifySocket: string | undefined
+  /** the manager ends us when it is not fed for so long; undefined: no watchdog */
+  readonly watchdogMs: number | undefined
+  /** where `systemd-notify` is looked for */
+  readonly path: string
+}
+
+/** What the service manager that started this process wants to hear, as in sd_notify(3) and sd_watchdog_enabled(3). */
+export function serviceEnvironment(
+  env: Readonly<Record<string, string | undefined>> = process.env,
+  pid: number = process.pid,
+): ServiceEnvironment {
+  const { NOTIFY_SOCKET, WATCHDOG_USEC = '', WATCHDOG_PID = '' } = env
+  const watchdogMs = /^\d{1,15}$/.test(WATCHDOG_USEC) ? Number(WATCHDOG_USEC) / 1000 : 0
+  // The watchdog of a parent is not ours to feed.
+  const isOurs = WATCHDOG_PID === '' || WATCHDOG_PID === String(pid)
+  return {
+    notifySocket: NOTIFY_SOCKET || undefined,
+    watchdogMs: isOurs && watchdogMs > 0 ? watchdogMs : undefined,
+    path: algorithmEnvironment(env).PATH,
+  }
 }
 
 /** The configuration as YAML, beginning with `--- ` as it has always been; secrets are not shown. */
@@ -259,23 +296,14 @@ function isKey(name: string): name is ConfigKey {
 }
 
 async function readRcFile(file: string): Promise<Record<string, unknown>> {
-  const source = readSource(file)
-  const { parseDocument } = await import('yaml')
-  const document = parseDocument(source, { prettyErrors: true, uniqueKeys: true })
-  const faults = [...document.errors, ...document.warnings]
-  if (faults.length > 0) {
+  const yaml = await readYaml(readSource(file))
+  if ('faults' in yaml) {
     throw new ConfigError(
       'bad_yaml',
-      faults.map((fault) => `${file}: bad YAML: ${firstLine(fault.message)}`),
-      faults[0],
+      yaml.faults.map((fault) => `${file}: bad YAML: ${fault}`),
     )
   }
-  let value: unknown
-  try {
-    value = document.toJS({ maxAliasCount: 10 })
-  } catch (cause) {
-    throw new ConfigError('bad_yaml', [`${file}: bad YAML: ${firstLine(String(cause))}`], cause)
-  }
+  const { value } = yaml
   if (value === null || value === undefined) return {}
   if (typeof value !== 'object' || Array.isArray(value)) {
     throw new ConfigError('bad_yaml', [`${file}: must hold lines like KEY: value; it holds ${describe(value)}`])
@@ -286,9 +314,9 @@ async function readRcFile(file: string): Promise<Record<string, unknown>> {
 function readSource(file: string): string {
   try {
     const source = readFileSync(file)
-    if (source.length > MAX_RC_BYTES) {
+    if (source.length > MAX_YAML_BYTES) {
       throw new ConfigError('bad_yaml', [
-        `${file}: is no rc file: it has ${source.length} bytes, at most ${MAX_RC_BYTES} are read`,
+        `${file}: is no rc file: it has ${source.length} bytes, at most ${MAX_YAML_BYTES} are read`,
       ])
     }
     return source.toString('utf8')
@@ -308,10 +336,6 @@ function readSource(file: string): string {
       cause,
     )
   }
-}
-
-function firstLine(message: string): string {
-  return message.split('\n', 1)[0]?.replace(/:$/, '') ?? ''
 }
 
 /** Where a value comes from, the value, and the folder that a relative path in it is relative to. */
@@ -393,13 +417,13 @@ function seconds(min: number) {
 
 function bytes() {
   const message = 'a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB'
-  const units: Record<string, number> = { '': 1, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40 }
   return v.pipe(
     v.union([v.number(), v.string()], message),
     v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
-      const match = /^(\d{1,15})\s*(|KiB|MiB|GiB|TiB)$/i.exec(String(dataset.value))
-      const value = Number(match?.[1]) * (units[match?.[2]?.toLowerCase() ?? ''] ?? Number.NaN)
-      if (Number.isSafeInteger(value) && value >= 1024) return value
+      try {
+        const value = parseBytes(dataset.value)
+        if (value >= 1024) return value
+      } catch {}
       addIssue({ message })
       return NEVER
     }),

@@ -1,7 +1,7 @@
 /**
- * Publishing an attempt: first to the local store, which is served at once, then to S3 when a bucket is configured.
- * The local `result.json` is the commit point. The copy on S3 is made from what the local store holds, so it can be
- * made again later without the run: an outage of S3 costs no second run.
+ * Publishing an attempt in the local store, which is served at once, and copying what lies there to S3. The local
+ * `result.json` is the commit point. The copy is made from what the local store holds, by the outbox, as often as it
+ * takes: an outage of S3 costs no second run.
  */
 
 import type { Outcome, Settlement } from './job/outcome.ts'
@@ -12,6 +12,7 @@ import {
   encodeResult,
   encodeStatus,
   type JobState,
+  parseResultFiles,
   parseStatus,
   type S3State,
   type StatusDocument,
@@ -42,9 +43,6 @@ export interface JobHistory {
   /** its result is committed: it must not run again */
   readonly isComplete: boolean
 }
-
-/** An S3 copy that could not be made; undefined when all went well or there is no bucket. */
-export type S3Failure = string | undefined
 
 /** A long history keeps its newest attempts only; each record has its number. */
 const MAX_RECORDS = 50
@@ -89,6 +87,7 @@ export function makeAttemptRecord(attempt: number, worker: string, report: RunRe
     error: report.outcome.kind === 'success' ? null : reasonOf(report.outcome),
     stderr_tail: report.stderrTail,
     ...(report.kill === undefined ? {} : { kill: report.kill }),
+    ...(report.usage === undefined ? {} : { usage: report.usage }),
   }
 }
 
@@ -134,16 +133,19 @@ export function publishSuccess(
 
 /**
  * Publishes status and logs of an attempt that did not succeed, or the status of a job that was refused without one.
- * @throws StoreError of the local store
+ * @param stillOurs asked before anything changes; false discards all
+ * @returns false when it was discarded
+ * @throws StoreError
  */
-export async function publishFailure(
+export function publishFailure(
   stores: Stores,
   job: JobFacts,
   attempts: readonly AttemptRecord[],
   settlement: Settlement,
   outcome: Outcome,
   workdir: Workdir | undefined,
-): Promise<S3Failure> {
+  stillOurs: () => Promise<boolean>,
+): Promise<boolean> {
   const now = Date.now()
   const buried = settlement.action === 'bury'
   const status = makeStatus(job, buried ? 'failed' : 'queued', attempts, {
@@ -153,52 +155,67 @@ export async function publishFailure(
       ? { retry_at: new Date(now + settlement.delaySeconds * 1000).toISOString() }
       : {}),
   })
-  const logs = workdir === undefined ? [] : logsOf(workdir)
-  await stores.local.publish({ uuid: job.uuid, files: new Map(logs), status: encodeStatus(status) })
-  if (stores.s3 === undefined) return undefined
+  const files = new Map(workdir === undefined ? [] : logsOf(workdir))
+  return stores.local.publish({ uuid: job.uuid, files, status: encodeStatus(status) }, stillOurs)
+}
+
+/** What became of a copy to S3. `failed`: the outbox tries again; `passing` when the bucket cannot be reached at all. */
+export type CopyResult =
+  | { readonly kind: 'copied' }
+  | { readonly kind: 'failed'; readonly error: string; readonly passing: boolean }
+
+/**
+ * Copies the documents of a job to S3 as they lie in the local store. A result that another host committed there first
+ * stays as it is. Of a complete job the local status tells how the copy went.
+ */
+export async function copyToS3(stores: Stores, uuid: string, signal: AbortSignal): Promise<CopyResult> {
+  const { s3, local } = stores
+  if (s3 === undefined) return { kind: 'copied' }
   try {
-    const copies = new Map<string, string>()
-    for (const [name] of logs) {
-      const file = await stores.local.find(job.uuid, name)
-      if (file !== undefined) copies.set(name, file.path)
-    }
-    await stores.s3.publish({ uuid: job.uuid, files: copies, status: encodeStatus(status) })
-    return undefined
+    const text = await local.read(uuid, 'status.json')
+    const status = parseStatus(text ?? '')
+    // Removed by its owner meanwhile: there is nothing to copy.
+    if (text === undefined || status === undefined) return { kind: 'copied' }
+    const result = await local.read(uuid, 'result.json')
+    if (result === undefined) await s3.publish({ uuid, files: await filesOf(local, uuid, []), status: text, signal })
+    else if (status.s3?.state !== 'published') await copyResult(stores.local, s3, status, result, signal)
+    return { kind: 'copied' }
   } catch (error) {
     if (!(error instanceof StoreError)) throw error
-    const s3: S3State = { state: 'failed', error: error.message, since: new Date().toISOString() }
-    await stores.local.writeStatus(job.uuid, encodeStatus({ ...status, s3 }))
-    return error.message
+    return { kind: 'failed', error: error.message, passing: error.code === 'unavailable' }
   }
 }
 
-/**
- * Copies a committed job to S3, and writes into its local status how that went.
- * @throws StoreError of the local store only
- */
-export async function copyToS3(stores: Stores, uuid: string): Promise<S3Failure> {
-  if (stores.s3 === undefined) return undefined
-  const result = await stores.local.read(uuid, 'result.json')
-  const status = parseStatus((await stores.local.read(uuid, 'status.json')) ?? '')
-  if (result === undefined || status === undefined) return undefined
-  if (status.s3?.state === 'published') return undefined
-  const { files } = JSON.parse(result) as { files: { name: string }[] }
+async function copyResult(
+  local: LocalStore,
+  s3: Store,
+  status: StatusDocument,
+  result: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const { uuid } = status
+  const since = new Date().toISOString()
+  const published = encodeStatus({ ...status, s3: { state: 'published', since } })
+  const files = parseResultFiles(result)
+  const paths = await filesOf(
+    local,
+    uuid,
+    files.map(({ name }) => name),
+  )
+  if (await s3.publish({ uuid, files: paths, status: published, result, signal })) {
+    return local.writeStatus(uuid, published)
+  }
+  const error = 'another host published this job first; what it published was kept'
+  await local.writeStatus(uuid, encodeStatus({ ...status, s3: { state: 'published', error, since } }))
+}
+
+async function filesOf(local: LocalStore, uuid: string, names: readonly string[]): Promise<Map<string, string>> {
   const paths = new Map<string, string>()
-  for (const name of [...files.map((file) => file.name), 'stdout.log', 'stderr.log']) {
-    const file = await stores.local.find(uuid, name)
+  for (const name of [...names, 'stdout.log', 'stderr.log']) {
+    const file = await local.find(uuid, name)
     if (file !== undefined) paths.set(name, file.path)
   }
-  const published = encodeStatus({ ...status, s3: { state: 'published', since: new Date().toISOString() } })
-  try {
-    await stores.s3.publish({ uuid, files: paths, status: published, result })
-    await stores.local.writeStatus(uuid, published)
-    return undefined
-  } catch (error) {
-    if (!(error instanceof StoreError)) throw error
-    const s3: S3State = { state: 'pending', error: error.message, since: status.s3?.since ?? new Date().toISOString() }
-    await stores.local.writeStatus(uuid, encodeStatus({ ...status, s3 }))
-    return error.message
-  }
+  return paths
 }
 
 function makeStatus(

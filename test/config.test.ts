@@ -140,3 +140,23 @@ test('the worker refuses a broken rc with exit 78 and a missing one with 66', ()
   expect(run(join(dir, 'none')).status).toBe(66)
   expect(String(run(rc('GRACE_TIM: 2\n')).stderr)).toMatch(/did you mean GRACE_TIME/)
 })
+
+test('an rc file that is nested without end, or has no end, is refused', async () => {
+  for (const open of ['[', '{a: ', '- '])
+    expect((await problemsOf(rc(open.repeat(15_000)))).problems[0]).toMatch(
+      /bad YAML: it is nested more than 64 levels deep$/,
+    )
+  expect((await problemsOf(rc('#'.repeat(65_537)))).message).toMatch(/is no rc file: it has 65537 bytes, at most 65536/)
+  const { problems } = await problemsOf(rc('a: 1\n'.repeat(1000)))
+  expect([problems.length, problems.at(-1)]).toEqual([11, expect.stringMatching(/and 989 more faults$/)])
+})
+
+test('a configuration is frozen with its lists, and whole whatever keys are asked for', async () => {
+  const config = await loadConfig({ env: {}, keys: [] })
+  expect([Object.isFrozen(config), Object.isFrozen(config.TUBES), Object.isFrozen(DEFAULTS.ALGORITHM_DIRS)]).toEqual([
+    true,
+    true,
+    true,
+  ])
+  expect(config).toEqual(await loadConfig({ env: {} }))
+})

@@ -1,39 +1,44 @@
-import { availableParallelism, hostname } from 'node:os'
+import { hostname } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 import {
   algorithmEnvironment,
   type Config,
   ConfigError,
   describeConfig,
-  LOCAL_BASEURL,
-  loadConfig,
-  SHAREABLE,
+  serviceEnvironment,
   WORKER_KEYS,
 } from '../config.ts'
 import { type ResultServer, startResultServer } from '../http/server.ts'
+import { startOutbox } from '../outbox.ts'
 import type { Stores } from '../publish.ts'
-import { isTubeName, openQueue } from '../queue/queue.ts'
+import { isTubeName } from '../queue/queue.ts'
 import { type Bus, makeBus } from '../report/events.ts'
 import { makeLog } from '../report/log.ts'
-import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
+import type { Catalogue } from '../run/algorithm.ts'
+import { startGuard } from '../run/guard.ts'
+import { isPresent, ownPresence } from '../run/presence.ts'
+import { WORK_FOLDER } from '../run/workdir.ts'
+import { openWorkshop } from '../run/workshop.ts'
 import { openLocalStore, openS3Store } from '../store/store.ts'
+import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
+import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
-import { brokerUrl } from './broker.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
-import { checkAlgorithms, findProblems, type Problem, portAdvice } from './startup.ts'
+import { type Notifier, openNotifier } from './notify.ts'
+import { directoryOf, makeSettings, readAlgorithms, readConfig, reload, type WorkerFlags } from './settings.ts'
+import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
 
-interface Flags {
-  readonly config?: string
-  readonly verbose?: boolean
-  readonly jobs?: string
-  readonly tube?: string[]
-  readonly once?: boolean
-}
+/** Below RESULT_BASEDIR. */
+const TRACKER_FILE = join('.state', 'tracker.db')
+/** For the end of what runs, its publication and its copies, beyond DRAIN_TIME. */
+const STOP_MARGIN_SECONDS = 25
+const OUTBOX_GRACE_MS = 5_000
 
 function makeProgram(): Command {
   return new Command(NAME)
@@ -50,7 +55,8 @@ function makeProgram(): Command {
       'after',
       `
 Signals: TERM or INT takes no more jobs and lets running ones finish (DRAIN_TIME); once more ends them
-and gives them back to the queue. HUP reads the algorithms again.
+and gives them back to the queue. TSTP takes no more jobs until CONT. HUP reads the rc file and the algorithms
+again. TTIN writes what each slot is doing to the log.
 
 Examples:
   qworker -c etc/qworkerrc -v
@@ -71,14 +77,15 @@ function collect(value: string, previous: string[] = []): string[] {
 
 async function main(): Promise<void> {
   ignoreBrokenPipe()
-  // A reload that comes while we start finds fresh algorithms; by default it would end us.
+  // A reload that comes while we start finds all fresh; by default it would end us.
   process.on('SIGHUP', () => undefined)
   const flags = parseFlags()
-  const config = await readConfig(flags)
+  const config = await readConfigOrEnd(flags)
   const catalogue = await readAlgorithms(config)
   const stores = await openStores(config)
   const problems = await findProblems(config, stores, catalogue)
-  if (problems.length > 0) return endWithProblems(problems)
+  const tracker = await openTrackerOrTell(config, problems)
+  if (problems.length > 0 || tracker === undefined) return endWithProblems(problems)
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
   bus.subscribe(makeLog(logOptions(config, flags)))
@@ -88,68 +95,84 @@ async function main(): Promise<void> {
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
-  await serve(config, flags, { catalogue, stores, bus })
+  await serve(config, flags, { catalogue, stores, tracker, bus })
 }
 
 interface Parts {
   readonly catalogue: Catalogue
   readonly stores: Stores
+  readonly tracker: Tracker
   readonly bus: Bus
 }
 
-async function serve(config: Config, flags: Flags, parts: Parts): Promise<void> {
-  const { bus, stores, catalogue } = parts
+async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
+  const { bus, stores, tracker, catalogue } = parts
   const name = `${hostname()}.${process.pid}`
-  const slots = flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
-  // Without a server of ours, and with no other address named, the folder is the only place to look.
-  const servedSomewhere = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
-  const server = await startHttp(config, parts, () => worker)
+  const settings = makeSettings(config, flags, catalogue)
+  const server = await startHttp(config, parts, maxClients(settings.slots), () => worker)
+  const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
+  const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
+  const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
+  const workshop = await openWorkshop(workBase, name)
+  const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
+  const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
+  await recovery.recoverAll()
+  const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
   worker = startWorker({
+    ...settings,
     name,
-    slots,
+    workerId: workshop.id,
+    workshop: workshop.path,
     once: flags.once ?? false,
-    openQueue: () => openQueue(brokerUrl(config)),
-    tubes: config.TUBES,
-    stores,
-    bus,
-    workBase: join(config.RESULT_BASEDIR, '.work'),
-    graceSeconds: config.GRACE_TIME,
-    drainSeconds: config.DRAIN_TIME,
-    maxAttempts: config.MAX_ATTEMPTS,
-    retryRules: { retryDelaySeconds: config.RETRY_DELAY, retryDelayMaxSeconds: config.RETRY_DELAY_MAX },
-    maxOutputBytes: config.MAX_OUTPUT,
-    maxScratchBytes: config.MAX_SCRATCH,
+    ...{ stores, tracker, recovery, outbox, bus },
     environment: algorithmEnvironment(),
-    catalogue,
-    settingsFor: (algorithm) => settingsFor(config, algorithm),
-    directoryOf: (uuid) => join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid),
-    urlOf: (uuid) =>
-      servedSomewhere ? `${config.RESULT_BASEURL}/${uuid}` : join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid),
+    directoryOf: (uuid) => directoryOf(config, uuid),
+    probe: () => checkMachine(stores, tracker),
+    onAlive: () => notifier.feed(),
   })
-  handleSignals(config, worker, bus)
+  handleSignals(config, flags, worker, bus, notifier)
+  tellReady(config, worker, parts, server)
+  notifier.ready()
+  await worker.done
+  await server?.close()
+  await outbox?.stop(OUTBOX_GRACE_MS)
+  await workshop.close()
+  await guard.stop()
+  await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
+  await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+}
+
+function tellReady(config: Config, worker: Worker, { catalogue, bus }: Parts, server: ResultServer | undefined): void {
+  const host = server?.host.includes(':') ? `[${server.host}]` : server?.host
   bus.emit({
     event: 'worker_ready',
-    worker: name,
-    slots,
+    worker: `${hostname()}.${process.pid}`,
+    slots: worker.slots().length,
     tubes: config.TUBES,
     broker: `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`,
     algorithms: [...catalogue.algorithms.keys()].sort(),
-    http:
-      server === undefined
-        ? null
-        : `http://${server.host.includes(':') ? `[${server.host}]` : server.host}:${server.port}/`,
+    http: server === undefined ? null : `http://${host}:${server.port}/`,
   })
-  await worker.done
-  await server?.close()
-  await Promise.all([stores.local.close(), stores.s3?.close()])
-  await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+}
+
+/** What is wrong with it is added to `problems`. Where the folder itself has one, the tracker in it is not looked at. */
+async function openTrackerOrTell(config: Config, problems: Problem[]): Promise<Tracker | undefined> {
+  if (problems.some(({ exitCode }) => exitCode === EXIT.cantCreate)) return undefined
+  try {
+    return await openTracker(sqliteUrl(join(config.RESULT_BASEDIR, TRACKER_FILE)))
+  } catch (error) {
+    if (!(error instanceof TrackerError)) throw error
+    problems.push({ exitCode: EXIT.cantCreate, message: error.message })
+    return undefined
+  }
 }
 
 function startHttp(
   config: Config,
   { stores, bus }: Parts,
+  maxConnections: number | undefined,
   worker: () => Worker | undefined,
 ): Promise<ResultServer | undefined> {
   if (config.HTTP_PORT === 'off') return Promise.resolve(undefined)
@@ -157,6 +180,7 @@ function startHttp(
     store: stores.local,
     host: config.HTTP_HOST,
     port: config.HTTP_PORT,
+    ...(maxConnections === undefined ? {} : { maxConnections }),
     running: (uuid) => worker()?.running(uuid),
     health: () => worker()?.health() ?? { status: 'starting' },
     onError: (error) =>
@@ -164,31 +188,33 @@ function startHttp(
   }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
 }
 
-function handleSignals(config: Config, worker: Worker, bus: Bus): void {
+function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: Bus, notifier: Notifier): void {
+  let current = config
+  let reloading = Promise.resolve()
   let stops = 0
   const stop = (signal: string) => {
+    notifier.stopping(current.DRAIN_TIME + STOP_MARGIN_SECONDS)
     if (++stops === 1) worker.drain(signal)
     else worker.interrupt(signal)
   }
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
-  process.on('SIGHUP', async () => {
-    const catalogue = await readAlgorithms(config)
-    // As at the start: without a folder, or without any algorithm, every job would be buried as of unknown type.
-    const obstacles = checkAlgorithms(config, catalogue)
-    if (obstacles.length > 0) {
-      for (const { message } of obstacles)
-        bus.emit({ event: 'algorithm_problem', problem: `${message}; the algorithms read before stay in use` })
-      return
-    }
-    worker.replaceAlgorithms(catalogue)
-    for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
-      bus.emit({ event: 'algorithm_problem', problem })
-    bus.emit({ event: 'algorithms_read', algorithms: [...catalogue.algorithms.keys()].sort() })
+  process.on('SIGTSTP', (signal) => worker.quiet(signal))
+  process.on('SIGCONT', (signal) => worker.resume(signal))
+  process.on('SIGTTIN', () => {
+    for (const report of worker.slots()) bus.emit({ event: 'slot_state', ...report })
+  })
+  process.on('SIGHUP', () => {
+    // One after the other: two that overlap could leave the older one in force.
+    reloading = reloading.then(async () => {
+      notifier.reloading()
+      current = await reload(current, flags, worker, bus)
+      notifier.ready()
+    })
   })
 }
 
-function parseFlags(): Flags {
+function parseFlags(): WorkerFlags {
   const program = makeProgram()
   try {
     program.parse()
@@ -196,7 +222,7 @@ function parseFlags(): Flags {
     if (!(error instanceof CommanderError)) throw error
     process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
   }
-  const flags = program.opts<Flags>()
+  const flags = program.opts<WorkerFlags>()
   const slots = flags.jobs === undefined || /^\d{1,3}$/.test(flags.jobs) ? Number(flags.jobs ?? 1) : 0
   if (flags.jobs !== 'auto' && (slots < 1 || slots > 256)) {
     endWithError(
@@ -216,24 +242,17 @@ function parseFlags(): Flags {
   return flags
 }
 
-function readConfig(flags: Flags): Promise<Config> {
-  return loadConfig({
-    file: flags.config,
-    flags: { CONCURRENCY: flags.jobs, TUBES: flags.tube },
-    keys: WORKER_KEYS,
-  }).catch((error: unknown) => {
+function readConfigOrEnd(flags: WorkerFlags): Promise<Config> {
+  return readConfig(flags).catch((error: unknown) => {
     if (!(error instanceof ConfigError)) throw error
     const exitCode = error.code === 'missing_file' || error.code === 'unreadable_file' ? EXIT.noInput : EXIT.config
     return endWithProblems(error.problems.map((message) => ({ exitCode, message })))
   })
 }
 
-function readAlgorithms(config: Config): Promise<Catalogue> {
-  return findAlgorithms({ dirs: config.ALGORITHM_DIRS, path: algorithmEnvironment().PATH, shareable: SHAREABLE })
-}
-
 async function openStores(config: Config): Promise<Stores> {
-  const local = await openLocalStore(config.RESULT_BASEDIR)
+  const publisher = { identity: ownPresence(), stateOf: isPresent }
+  const local = await openLocalStore(config.RESULT_BASEDIR, publisher)
   if (config.S3_BUCKET === null) return { local, s3: undefined }
   const s3 = await openS3Store({
     bucket: config.S3_BUCKET,
@@ -245,19 +264,12 @@ async function openStores(config: Config): Promise<Stores> {
   return { local, s3 }
 }
 
-/** Only what the manifest names, and only what is set. */
-function settingsFor(config: Config, algorithm: Algorithm): Record<string, unknown> | undefined {
-  if (algorithm.settings.length === 0) return undefined
-  const all = config as unknown as Record<string, unknown>
-  return Object.fromEntries(algorithm.settings.filter((key) => all[key] !== null).map((key) => [key, all[key]]))
-}
-
 /** Where nobody reads what we log, lines are dropped rather than gathered without end. */
 function writeBounded(text: string): void {
   if (process.stdout.writableLength < MAX_UNREAD_BYTES) void writeOut(text)
 }
 
-function logOptions(config: Config, flags: Flags): Parameters<typeof makeLog>[0] {
+function logOptions(config: Config, flags: WorkerFlags): Parameters<typeof makeLog>[0] {
   const format = config.LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : config.LOG_FORMAT
   return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: writeBounded }
 }

@@ -1,13 +1,15 @@
 /** What a worker checks before it takes a job: everything at once, each problem with its remedy. */
 
 import { execFile } from 'node:child_process'
+import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { promisify } from 'node:util'
 import type { Config } from '../config.ts'
 import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
 import type { Catalogue } from '../run/algorithm.ts'
-import { hasProc } from '../run/kill.ts'
+import { hasProc } from '../run/look.ts'
+import type { Tracker } from '../tracker/tracker.ts'
 import { brokerAdvice, brokerUrl } from './broker.ts'
 import { EXIT } from './exit.ts'
 
@@ -27,6 +29,35 @@ export async function findProblems(config: Config, stores: Stores, catalogue: Ca
     checkAlgorithms(config, catalogue),
   ])
   return found.flat()
+}
+
+/** What keeps this machine from doing its part just now, one line each. */
+export async function checkMachine(stores: Stores, tracker: Tracker): Promise<string[]> {
+  const found = await Promise.all([
+    stores.local.check(),
+    // Writes nothing, and waits for the right to write.
+    tracker.outbox.giveBack('nobody').then(
+      () => [],
+      (error: Error) => [error.message],
+    ),
+  ])
+  return [...found.flat(), ...checkDescriptors()]
+}
+
+/** As many as a run and its publication need at once. */
+const SPARE_DESCRIPTORS = 24
+
+function checkDescriptors(): string[] {
+  const spare: number[] = []
+  try {
+    while (spare.length < SPARE_DESCRIPTORS) spare.push(openSync('/dev/null', 'r'))
+    return []
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    return [`too many open files (${code}): raise the limit of this worker (ulimit -n, LimitNOFILE)`]
+  } finally {
+    for (const fd of spare) closeSync(fd)
+  }
 }
 
 function asProblems(lines: readonly string[], exitCode: number): Problem[] {
@@ -91,6 +122,33 @@ async function checkProcessTools(): Promise<Problem[]> {
         message: `program ${tool} is not in PATH, and there is no /proc: process trees could not be ended; install ${tool} (Debian: package procps)`,
       },
     ]
+  }
+}
+
+/** What the process itself holds open, and what a slot may at once: its broker, streams, files that it publishes. */
+const OWN_FILES = 64
+const FILES_PER_SLOT = 24
+/** A client may have a connection and a file that is sent. */
+const FILES_PER_CLIENT = 2
+const MIN_CLIENTS = 8
+
+/**
+ * How many HTTP clients at a time leave the jobs their share of the files that this process may have open.
+ * @param limits text of /proc/self/limits; undefined where there is none
+ * @returns undefined when nothing is known
+ */
+export function maxClients(slots: number, limits = readLimits()): number | undefined {
+  const [, files] = /^Max open files +(\d+)/m.exec(limits ?? '') ?? []
+  if (files === undefined) return undefined
+  const left = Number(files) - OWN_FILES - slots * FILES_PER_SLOT
+  return Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT))
+}
+
+function readLimits(): string | undefined {
+  try {
+    return readFileSync('/proc/self/limits', 'utf8')
+  } catch {
+    return undefined
   }
 }
 

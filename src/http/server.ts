@@ -15,7 +15,7 @@ const KEEP_ALIVE_MS = 5_000
 /** without a byte in either direction, in the middle of an answer too */
 const IDLE_MS = 120_000
 const TIMEOUT_CHECK_MS = 2_000
-/** Leaves descriptors for the jobs of the same process. */
+/** More clients at a time than a worker has; fewer where files are few. */
 const MAX_CONNECTIONS = 512
 const CLOSE_MS = 2_000
 
@@ -31,6 +31,8 @@ export interface ResultServerOptions {
   readonly running: (uuid: string) => StatusDocument | undefined
   /** Fields of `/healthz`. */
   readonly health: () => Record<string, unknown>
+  /** Clients at a time, so that descriptors are left for the jobs of the same process; further ones are turned away. */
+  readonly maxConnections?: number
   /** Told of a request that ended in 500; the client is told nothing of the cause. */
   readonly onError?: (error: unknown) => void
 }
@@ -61,7 +63,7 @@ export async function startResultServer(options: ResultServerOptions): Promise<R
   server.requestTimeout = REQUEST_MS
   server.keepAliveTimeout = KEEP_ALIVE_MS
   server.timeout = IDLE_MS
-  server.maxConnections = MAX_CONNECTIONS
+  server.maxConnections = Math.min(options.maxConnections ?? MAX_CONNECTIONS, MAX_CONNECTIONS)
   server.on('clientError', refuseGarbage)
   await listen(server, options.host, options.port)
   server.on('error', (error) => options.onError?.(error))

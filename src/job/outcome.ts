@@ -12,25 +12,42 @@ export interface KillReceipt {
   readonly method: 'proc' | 'tree'
 }
 
+/** What an attempt used; null where it is not known: it was over before a look, or there is no /proc. */
+export interface Usage {
+  readonly wall_seconds: number
+  /** of all processes, user and system */
+  readonly cpu_seconds: number | null
+  /** the highest sum of what was resident of all processes; pages that processes share count for each */
+  readonly peak_memory_bytes: number | null
+  /** `sampled` from /proc: what lies between the last sample and the end, up to a second, is not in it */
+  readonly method: 'sampled'
+}
+
 export type Outcome =
   /** exit 0 with an acceptable result */
   | { readonly kind: 'success'; readonly exitCode: 0 }
-  /** any exit that is neither success nor one of the special codes */
-  | { readonly kind: 'failed'; readonly exitCode: number }
+  /** any exit that is neither success nor one of the special codes; `limits` tells those in force, if any */
+  | { readonly kind: 'failed'; readonly exitCode: number; readonly limits?: string }
   /** exit 65, or one of the manifest's permanent_exits: no retry can help */
   | { readonly kind: 'rejected'; readonly exitCode: number }
   /** exit 75: the algorithm asks for another time */
   | { readonly kind: 'deferred'; readonly exitCode: 75 }
-  /** died by a signal that was not ours */
-  | { readonly kind: 'signalled'; readonly signal: string }
+  /** died by a signal that was not ours; `limits` as above */
+  | { readonly kind: 'signalled'; readonly signal: string; readonly limits?: string }
   /** ended by us at TTR + GRACE_TIME */
   | { readonly kind: 'timed_out'; readonly limitSeconds: number }
   /** ended by us because it wrote more than it may */
   | { readonly kind: 'output_exceeded'; readonly detail: string }
+  /** ended by the kernel at one of the manifest's limits */
+  | { readonly kind: 'limit_exceeded'; readonly detail: string }
   /** exit 0, but stdout is not what the manifest's `output` demands */
   | { readonly kind: 'output_invalid'; readonly detail: string }
   /** the program could not be started */
   | { readonly kind: 'not_started'; readonly detail: string }
+  /** its worker died or froze in the middle; whoever found that out says so */
+  | { readonly kind: 'abandoned'; readonly detail: string }
+  /** no attempt is left: the worker that should have buried the job died, or every attempt killed its worker */
+  | { readonly kind: 'exhausted'; readonly detail: string }
   /** ended by us because the worker stops: spends no attempt */
   | { readonly kind: 'interrupted' }
   /** the reservation is no longer ours: the output is discarded and nobody is told anything */
@@ -54,13 +71,14 @@ export interface RetryRules {
   readonly retryDelayMaxSeconds: number
 }
 
-/** Seconds after which a job that met a machine fault of ours is tried again. */
+/** Seconds after which a job that met a machine fault of ours is tried again; doubled each time it meets one again. */
 const FAULT_DELAY_SECONDS = 5
+const FAULT_DELAY_MAX_SECONDS = 300
 const JITTER = 0.1
 
 /**
  * Decides what the broker is told.
- * @param attempt 1 for the first try; interrupted and faulty tries are not counted
+ * @param attempt 1 for the first try; interrupted and faulty tries are not counted. For a fault: how many the job met
  * @param random a number in [0, 1) for the jitter
  */
 export function settle(
@@ -78,18 +96,21 @@ export function settle(
     case 'interrupted':
       return { action: 'release', delaySeconds: 0 }
     case 'worker_fault':
-      return { action: 'release', delaySeconds: FAULT_DELAY_SECONDS }
+      return { action: 'release', delaySeconds: faultDelaySeconds(attempt) }
     case 'rejected':
     case 'malformed':
     case 'unknown_type':
+    case 'exhausted':
       return { action: 'bury', reason: reasonOf(outcome) }
     case 'failed':
     case 'deferred':
     case 'signalled':
     case 'timed_out':
+    case 'limit_exceeded':
     case 'output_exceeded':
     case 'output_invalid':
     case 'not_started':
+    case 'abandoned':
       if (attempt >= maxAttempts) {
         return { action: 'bury', reason: `${reasonOf(outcome)} (attempt ${attempt} of ${maxAttempts})` }
       }
@@ -106,6 +127,10 @@ export function backoffSeconds(attempt: number, rules: RetryRules, random: numbe
   return Math.min(Math.round(bounded * (1 + JITTER * random)), Math.max(rules.retryDelayMaxSeconds, 0))
 }
 
+function faultDelaySeconds(faults: number): number {
+  return Math.min(FAULT_DELAY_SECONDS * 2 ** Math.min(Math.max(0, faults - 1), 30), FAULT_DELAY_MAX_SECONDS)
+}
+
 /** True when the outcome counts as one of the job's attempts. */
 export function spendsAttempt(outcome: Outcome): boolean {
   return outcome.kind !== 'interrupted' && outcome.kind !== 'worker_fault' && outcome.kind !== 'lost'
@@ -117,21 +142,24 @@ export function reasonOf(outcome: Outcome): string {
     case 'success':
       return 'exit 0'
     case 'failed':
-      return `exit ${outcome.exitCode}`
+      return withLimits(`exit ${outcome.exitCode}`, outcome.limits)
     case 'rejected':
       return outcome.exitCode === 65 ? 'exit 65: the input is bad' : `exit ${outcome.exitCode}: permanent`
     case 'deferred':
       return 'exit 75: try later'
     case 'signalled':
-      return `died by ${outcome.signal}`
+      return withLimits(`died by ${outcome.signal}`, outcome.limits)
     case 'timed_out':
       return `ended after ${outcome.limitSeconds} s (TTR + GRACE_TIME)`
     case 'interrupted':
       return 'interrupted: the worker stops'
+    case 'limit_exceeded':
     case 'output_exceeded':
     case 'output_invalid':
     case 'not_started':
     case 'lost':
+    case 'abandoned':
+    case 'exhausted':
     case 'malformed':
     case 'unknown_type':
     case 'worker_fault':
@@ -139,6 +167,10 @@ export function reasonOf(outcome: Outcome): string {
     default:
       return unreachable(outcome)
   }
+}
+
+function withLimits(reason: string, limits: string | undefined): string {
+  return limits === undefined ? reason : `${reason} (${limits})`
 }
 
 function unreachable(value: never): never {

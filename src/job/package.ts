@@ -183,7 +183,8 @@ export function describe(value: unknown): string {
   return excerpt(JSON.stringify(value) ?? String(value), 80)
 }
 
-function excerpt(text: string, length: number): string {
+/** Foreign text in a message: on one line, without control characters, and no longer than that. */
+export function excerpt(text: string, length: number): string {
   const line = text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ')
   return line.length <= length ? line : `${line.slice(0, length)}...`
 }

@@ -1,6 +1,6 @@
 /** The two documents that are published for each job: `result.json` and `status.json`. */
 
-import type { KillReceipt, Outcome } from './outcome.ts'
+import type { KillReceipt, Outcome, Usage } from './outcome.ts'
 
 /**
  * Format number of both documents, in their field `format`. A new optional field needs no new number. To rename, remove
@@ -49,6 +49,8 @@ export interface AttemptRecord {
   /** last bytes of stderr as text */
   readonly stderr_tail: string
   readonly kill?: KillReceipt
+  /** absent when no process was started */
+  readonly usage?: Usage
 }
 
 /** Where the copy on S3 stands. Absent when no bucket is configured. */
@@ -106,6 +108,19 @@ export function encodeResult(fields: ResultFields): string {
   const { resultJson, files, ...rest } = fields
   const head = JSON.stringify({ format: DOCUMENT_FORMAT, ...rest })
   return `${head.slice(0, -1)},"result":${resultJson.trim()},"files":${JSON.stringify(files)}}\n`
+}
+
+/**
+ * The files that a text of `encodeResult` lists, without parsing the rest, which may take half a second. Within JSON text
+ * an unescaped quote after a comma begins a key or a value, so the last such place is the key that encodeResult wrote.
+ * @throws SyntaxError when the text is none of ours
+ */
+export function parseResultFiles(text: string): readonly PublishedFile[] {
+  const key = ',"files":'
+  const start = text.lastIndexOf(`${key}[`)
+  const files: unknown = start < 0 ? undefined : JSON.parse(text.slice(start + key.length, text.lastIndexOf('}')))
+  if (Array.isArray(files) && files.every((file) => typeof file?.name === 'string')) return files
+  throw new SyntaxError('the text is no result document: its last key is not a list of files')
 }
 
 /** Makes the text of `status.json`. */

@@ -143,15 +143,26 @@ class BeanstalkQueue implements Queue {
       if (reply.word === 'TIMED_OUT' || reply.word === 'DEADLINE_SOON') return undefined
       throw this.#connection.refuse('reserve', reply.word)
     }
-    const ticket = String(reply.args[0])
+    return this.#makeReservation(reply.args)
+  }
+
+  async reserveTicket(ticket: Ticket): Promise<Reservation | undefined> {
+    checkTicket(ticket)
+    const reply = await this.#connection.ask((client, callback) => sendReserveJob(client, ticket, callback))
+    if (reply.ok) return this.#makeReservation(reply.args)
+    if (reply.word === 'NOT_FOUND') return undefined
+    throw this.#connection.refuse('reserve-job', reply.word)
+  }
+
+  async #makeReservation([number, body]: readonly unknown[]): Promise<Reservation | undefined> {
+    const ticket = String(number)
     const stats = await this.#statsOf(ticket)
     // Gone between the two replies: its TTR was over and somebody deleted it.
-    return stats && makeReservation(this.#connection, ticket, reply.args[1] as Buffer, stats)
+    return stats && makeReservation(this.#connection, ticket, body as Buffer, stats)
   }
 
   async ticketState(ticket: Ticket): Promise<TicketState> {
-    if (!/^\d{1,20}$/.test(ticket))
-      throw new QueueError('protocol', `a ticket is a number; this is ${describe(ticket)}`)
+    checkTicket(ticket)
     const state = (await this.#statsOf(ticket))?.get('state')
     switch (state) {
       case undefined:
@@ -178,6 +189,15 @@ class BeanstalkQueue implements Queue {
   }
 }
 
+/**
+ * `reserve-job`, which fivebeans 1.5 does not know: its `reserve_with_timeout` makes the handler for the same reply, and
+ * ours is the line that is written.
+ */
+function sendReserveJob(client: FiveBeansClient, ticket: Ticket, callback: Callback): void {
+  const stream = { write: () => client.stream?.write(`reserve-job ${ticket}\r\n`) }
+  client.reserve_with_timeout.call({ handlers: client.handlers, stream } as unknown as FiveBeansClient, 0, callback)
+}
+
 function makeReservation(
   connection: Connection,
   ticket: Ticket,
@@ -200,6 +220,7 @@ function makeReservation(
     ttrSeconds: Number(stats.get('ttr')),
     ageSeconds: Number(stats.get('age')),
     reserves: Number(stats.get('reserves')),
+    buries: Number(stats.get('buries')),
     touch: () => settle('touch', (client, callback) => client.touch(ticket, callback)),
     delete: () => settle('delete', (client, callback) => client.destroy(ticket, callback)),
     async release({ priority, delaySeconds }) {
@@ -372,6 +393,10 @@ function readDictionary(body: unknown): ReadonlyMap<string, string> {
       return match ? [[match[1] as string, (match[2] as string).replace(/^"(.*)"$/, '$1')] as const] : []
     })
   return new Map(pairs)
+}
+
+function checkTicket(ticket: Ticket): void {
+  if (!/^\d{1,20}$/.test(ticket)) throw new QueueError('protocol', `a ticket is a number; this is ${describe(ticket)}`)
 }
 
 function checkTube(name: string): void {

@@ -23,6 +23,8 @@ export interface Reservation {
   readonly ageSeconds: number
   /** times the broker remembers that the job was reserved; not an attempt count: it is lost when the broker restarts */
   readonly reserves: number
+  /** times that it was buried; kept by the broker over a restart */
+  readonly buries: number
   /** Starts the TTR anew. QueueError `not_found` when the reservation is no longer ours. */
   touch(): Promise<void>
   delete(): Promise<void>
@@ -46,6 +48,12 @@ export interface Queue {
   watch(tubes: readonly string[]): Promise<void>
   /** The next job, or undefined when none came within the time. @throws QueueError */
   reserve(timeoutSeconds: number): Promise<Reservation | undefined>
+  /**
+   * Takes one job by its ticket, from whatever tube it is in. Undefined when it is not there, or reserved by a connection
+   * (one of ours that broke and is not closed yet on the broker's side included). A broker that was restarted without a
+   * binlog numbers its jobs anew: compare the body. @throws QueueError
+   */
+  reserveTicket(ticket: Ticket): Promise<Reservation | undefined>
   /** @throws QueueError */
   ticketState(ticket: Ticket): Promise<TicketState>
   /** Ends the connection; whatever waits on it fails with `closed`. Reservations fall back to the tube. */

@@ -37,12 +37,43 @@ export type WorkerEvent =
       readonly cause: string
     }
   | { readonly event: 'worker_interrupting'; readonly running: number; readonly cause: string }
+  | { readonly event: 'worker_quiet'; readonly running: number; readonly cause: string }
+  /** no job is taken: this machine cannot do its part */
+  | { readonly event: 'worker_paused'; readonly reason: string; readonly cause: string }
+  | { readonly event: 'worker_resumed'; readonly seconds: number | null; readonly cause: string }
+  /** what a dead worker left was ended and accounted for */
+  | {
+      readonly event: 'worker_recovered'
+      readonly worker: string
+      readonly attempts: number
+      readonly survivors: readonly number[]
+    }
+  | { readonly event: 'worker_problem'; readonly problem: string }
+  | { readonly event: 'config_read'; readonly changed: readonly string[]; readonly needRestart: readonly string[] }
+  | { readonly event: 'config_refused'; readonly problems: readonly string[] }
+  | ({ readonly event: 'slot_state' } & {
+      readonly slot: number
+      readonly state: string
+      readonly uuid?: string | undefined
+      readonly type?: string | undefined
+      readonly step?: string
+      readonly seconds?: number
+    })
   | { readonly event: 'worker_stopped'; readonly settled: number }
   | { readonly event: 'http_failed'; readonly error: string }
   | { readonly event: 'algorithms_read'; readonly algorithms: readonly string[] }
   | { readonly event: 'algorithm_problem'; readonly problem: string }
   | { readonly event: 'broker_lost'; readonly slot: number; readonly error: string }
   | { readonly event: 'broker_back'; readonly slot: number }
+  /** the connection broke while its job is in hand; it is being taken back */
+  | (Subject & { readonly event: 'reservation_broken'; readonly error: string })
+  | (Subject & { readonly event: 'reservation_regained'; readonly seconds: number })
+  /** an attempt of the job is open elsewhere */
+  | ({ readonly event: 'job_busy'; readonly worker: string } & JobRef)
+  | { readonly event: 'outbox_length'; readonly length: number; readonly oldest: string | null }
+  | { readonly event: 'outbox_retry'; readonly uuid: string; readonly tries: number; readonly error: string }
+  | { readonly event: 'outbox_resumed'; readonly seconds: number }
+  | { readonly event: 'outbox_failed'; readonly error: string }
   | ({
       readonly event: 'job_dequeued'
       readonly attempt: number
@@ -73,7 +104,7 @@ export type WorkerEvent =
       readonly url: string
       readonly files: number
     } & JobRef)
-  | (Subject & { readonly event: 'publish_failed'; readonly store: 'local' | 's3'; readonly error: string })
+  | (Subject & { readonly event: 'publish_failed'; readonly store: 'local'; readonly error: string })
   | ({
       readonly event: 'job_settled'
       readonly attempt: number

@@ -73,8 +73,17 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     case 'algorithm_problem':
     case 'broker_lost':
     case 'run_ending':
+    case 'reservation_broken':
+    case 'outbox_retry':
+    case 'worker_recovered':
+    case 'worker_problem':
       return 'warn'
+    case 'outbox_length':
+      return event.length > 0 ? 'warn' : 'info'
     case 'job_refused':
+    case 'worker_paused':
+    case 'config_refused':
+    case 'outbox_failed':
     case 'http_failed':
     case 'publish_failed':
     case 'settle_failed':
@@ -94,6 +103,22 @@ function shortLine(event: WorkerEvent): string {
       return `${event.cause}: taking no more jobs; ${event.running} running may finish within ${event.drainSeconds} s (once more to end them now)`
     case 'worker_interrupting':
       return `${event.cause}: ending ${event.running} running job${event.running === 1 ? '' : 's'} and giving them back to the queue`
+    case 'worker_quiet':
+      return `${event.cause}: taking no more jobs until SIGCONT; ${event.running} running go on`
+    case 'worker_paused':
+      return `taking no jobs: ${event.reason}`
+    case 'worker_resumed':
+      return `${event.cause}: taking jobs again${event.seconds === null ? '' : ` after ${event.seconds} s`}`
+    case 'worker_recovered':
+      return `worker ${event.worker} died: ${event.attempts} attempt${event.attempts === 1 ? '' : 's'} of it ended${event.survivors.length > 0 ? `; STILL ALIVE: ${event.survivors.join(' ')}` : ', nothing of it is left'}`
+    case 'worker_problem':
+      return event.problem
+    case 'config_read':
+      return configText(event)
+    case 'config_refused':
+      return `the rc file was not taken, the former settings stay: ${event.problems.join('; ')}`
+    case 'slot_state':
+      return `slot ${event.slot}: ${event.state}${event.uuid === undefined ? '' : `: ${event.uuid} ${event.type}, ${event.step}, in hand for ${event.seconds} s`}`
     case 'worker_stopped':
       return `worker stopped; it settled ${event.settled} reservation${event.settled === 1 ? '' : 's'}`
     case 'http_failed':
@@ -106,6 +131,38 @@ function shortLine(event: WorkerEvent): string {
       return `slot ${event.slot}: ${event.error}; trying again`
     case 'broker_back':
       return `slot ${event.slot}: connected to the broker again`
+    case 'reservation_broken':
+      return `slot ${event.slot}: ${event.error}; the run goes on while ticket ${event.ticket} is taken back`
+    case 'reservation_regained':
+      return `slot ${event.slot}: ticket ${event.ticket} was taken back after ${event.seconds} s`
+    case 'job_busy':
+      return `${event.uuid} ${event.type}: is in the hands of ${event.worker}; given back`
+    case 'outbox_length':
+      return event.length === 0
+        ? 'S3 has everything'
+        : `${event.length} job${event.length === 1 ? '' : 's'} to be copied to S3, the oldest since ${event.oldest}`
+    case 'outbox_retry':
+      return `${event.uuid}: not copied to S3 (try ${event.tries}): ${event.error}`
+    case 'outbox_resumed':
+      return `S3 answers again after ${event.seconds} s`
+    case 'outbox_failed':
+      return `outbox: ${event.error}`
+    default:
+      return jobLine(event)
+  }
+}
+
+type JobEvent = Extract<
+  WorkerEvent,
+  {
+    event: `job_${'dequeued' | 'refused' | 'already_complete' | 'published' | 'settled'}` | `run_${string}`
+  }
+>
+
+function jobLine(
+  event: JobEvent | Extract<WorkerEvent, { event: 'publish_failed' | 'settle_failed' | 'slot_fault' }>,
+): string {
+  switch (event.event) {
     case 'job_dequeued':
       return `${event.uuid} ${event.type}: attempt ${event.attempt} of ${event.maxAttempts} begins`
     case 'job_refused':
@@ -131,6 +188,11 @@ function shortLine(event: WorkerEvent): string {
     default:
       return unreachable(event)
   }
+}
+
+function configText(event: Extract<WorkerEvent, { event: 'config_read' }>): string {
+  const changed = event.changed.length === 0 ? 'nothing changed' : `changed: ${event.changed.join(', ')}`
+  return `read the rc file again; ${changed}${event.needRestart.length === 0 ? '' : `; only a restart changes: ${event.needRestart.join(', ')}`}`
 }
 
 function settlementText(event: Extract<WorkerEvent, { event: 'job_settled' }>): string {
@@ -189,7 +251,7 @@ function verboseLines(event: WorkerEvent): string[] {
     case 'slot_fault':
       return event.uuid === undefined ? [shortLine(event)] : [unexpectedLine(event.error)]
     case 'publish_failed':
-      return event.store === 'local' ? [unexpectedLine(event.error)] : [shortLine(event)]
+      return [unexpectedLine(event.error)]
     case 'run_started':
       return []
     default:
@@ -213,7 +275,7 @@ function endLines(event: Extract<WorkerEvent, { event: 'run_ended' }>): string[]
       'Algorithm terminated within expected time constraints.',
       `Algorithm terminated with exitstatus ${event.exitCode}`,
     ]
-    return event.outcome.kind === 'output_invalid' || event.outcome.kind === 'output_exceeded'
+    return ['output_invalid', 'output_exceeded', 'limit_exceeded'].includes(event.outcome.kind)
       ? [...output, ...end, `Algorithm failed: ${event.error}`]
       : [...output, ...end]
   }

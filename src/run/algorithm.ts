@@ -4,7 +4,11 @@ import { constants } from 'node:fs'
 import { access, open, readdir, readFile, stat } from 'node:fs/promises'
 import { delimiter, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
-import { describe, TYPE_PATTERN, typeProblem } from '../job/package.ts'
+import { formatBytes, parseBytes } from '../job/bytes.ts'
+import { describe, excerpt, TYPE_PATTERN, typeProblem } from '../job/package.ts'
+import { findLauncher, type Launcher, type Limits } from './limits.ts'
+import { type AlgorithmUser, findUser } from './user.ts'
+import { MAX_YAML_BYTES, readYaml } from './yaml.ts'
 
 export interface Algorithm {
   readonly name: string
@@ -23,6 +27,12 @@ export interface Algorithm {
   readonly env: Readonly<Record<string, string>>
   /** rc keys whose values the algorithm gets in the file `.settings.json` */
   readonly settings: readonly string[]
+  /** kept by the kernel; undefined: none */
+  readonly limits?: Limits | undefined
+  /** sets the limits: stands before program and arguments */
+  readonly launcher?: Launcher | undefined
+  /** whom it runs as; undefined: as the worker */
+  readonly user?: AlgorithmUser | undefined
 }
 
 /** What the algorithm folders hold. */
@@ -43,7 +53,8 @@ export interface CatalogueOptions {
 }
 
 const MANIFEST = 'algorithm.yaml'
-const MAX_MANIFEST_BYTES = 64 * 1024
+const MAX_SHOWN_KEY = 80
+const MAX_SHOWN_ISSUES = 10
 
 /** A manifest that cannot be used, or a program that is not there. */
 export class AlgorithmError extends Error {
@@ -133,6 +144,48 @@ const EXIT_CODE = v.pipe(
   v.maxValue(255, EXIT_CODE_WORDS),
 )
 
+function whole(min: number, max: number) {
+  const words = `must be a whole number from ${min} to ${max}`
+  return v.optional(v.pipe(v.number(words), v.integer(words), v.minValue(min, words), v.maxValue(max, words)))
+}
+
+function size(min: number) {
+  const words = `must be a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB, and at least ${formatBytes(min)}`
+  return v.optional(
+    v.pipe(
+      v.union([v.number(), v.string()], words),
+      v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
+        try {
+          const value = parseBytes(dataset.value)
+          if (value >= min) return value
+        } catch {}
+        addIssue({ message: words })
+        return NEVER
+      }),
+    ),
+  )
+}
+
+/** Less than these, and hardly a program starts: measured with sh, awk and Python. Node.js needs 48 MiB and 20 files. */
+const LIMITS_SCHEMA = v.pipe(
+  v.strictObject({
+    memory: size(4 * 2 ** 20),
+    cpu_seconds: whole(1, 1e9),
+    processes: whole(1, 1e6),
+    file_size: size(1024),
+    open_files: whole(8, 1e6),
+  }),
+  v.transform(
+    (limits): Limits => ({
+      memoryBytes: limits.memory,
+      cpuSeconds: limits.cpu_seconds,
+      processes: limits.processes,
+      fileSizeBytes: limits.file_size,
+      openFiles: limits.open_files,
+    }),
+  ),
+)
+
 const MANIFEST_SCHEMA = v.strictObject({
   name: v.optional(
     v.pipe(TEXT, v.regex(TYPE_PATTERN, 'must be 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit')),
@@ -181,6 +234,10 @@ const MANIFEST_SCHEMA = v.strictObject({
     {},
   ),
   settings: v.optional(v.array(TEXT, 'must be a list of rc keys'), []),
+  limits: v.optional(LIMITS_SCHEMA),
+  user: v.optional(
+    v.pipe(TEXT, v.regex(/^[A-Za-z_][A-Za-z0-9_.-]{0,31}$/, 'must be the name of a user, not a number')),
+  ),
 })
 
 /**
@@ -189,8 +246,11 @@ const MANIFEST_SCHEMA = v.strictObject({
  */
 async function readAlgorithm(dir: string, folder: string, options: CatalogueOptions): Promise<Algorithm> {
   const file = join(dir, MANIFEST)
-  const checked = v.safeParse(MANIFEST_SCHEMA, await readYaml(file))
-  if (!checked.success) throw new AlgorithmError(checked.issues.map((issue) => `${file}: ${wording(issue)}`).join('; '))
+  const checked = v.safeParse(MANIFEST_SCHEMA, await readManifest(file))
+  if (!checked.success) {
+    const issues = checked.issues.slice(0, MAX_SHOWN_ISSUES)
+    throw new AlgorithmError(issues.map((issue) => `${file}: ${wording(issue)}`).join('; '))
+  }
   const manifest = checked.output
   const name = manifest.name ?? folder
   if (!TYPE_PATTERN.test(name))
@@ -216,20 +276,36 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
     permanentExits: manifest.permanent_exits,
     env: manifest.env,
     settings: manifest.settings,
+    ...(await findRestraints(file, name, manifest, options.path)),
   }
   await checkProgram(algorithm, options.path)
   return algorithm
 }
 
-async function readYaml(file: string): Promise<unknown> {
-  const { parse } = await import('yaml')
+/** @throws AlgorithmError when this worker cannot keep a limit, or not become the user */
+async function findRestraints(
+  file: string,
+  algorithm: string,
+  { limits, user: userName }: v.InferOutput<typeof MANIFEST_SCHEMA>,
+  path: string,
+): Promise<Pick<Algorithm, 'limits' | 'launcher' | 'user'>> {
+  const user = userName === undefined ? undefined : await findUser(userName)
+  if (user !== undefined && 'problem' in user) throw new AlgorithmError(`${file}: ${user.problem}`, { algorithm })
+  if (limits === undefined || Object.values(limits).every((limit) => limit === undefined)) return { user }
+  const launcher = await findLauncher(limits, path, user)
+  if ('problem' in launcher) throw new AlgorithmError(`${file}: ${launcher.problem}`, { algorithm })
+  return { limits, launcher, user }
+}
+
+async function readManifest(file: string): Promise<unknown> {
   try {
     const stats = await stat(file)
     if (!stats.isFile()) throw new AlgorithmError(`${file}: is no file`)
-    if (stats.size > MAX_MANIFEST_BYTES) throw new AlgorithmError(`${file}: is larger than ${MAX_MANIFEST_BYTES} bytes`)
-    const manifest: unknown = parse(await readFile(file, 'utf8'), { maxAliasCount: 10, logLevel: 'error' })
+    if (stats.size > MAX_YAML_BYTES) throw new AlgorithmError(`${file}: is larger than ${MAX_YAML_BYTES} bytes`)
+    const yaml = await readYaml(await readFile(file, 'utf8'))
+    if ('faults' in yaml) throw new AlgorithmError(`${file}: ${yaml.faults.join('; ')}`)
     // The schema takes a list for an object with the keys 0, 1, ...
-    return Array.isArray(manifest) ? null : manifest
+    return Array.isArray(yaml.value) ? null : yaml.value
   } catch (cause) {
     if (cause instanceof AlgorithmError) throw cause
     throw new AlgorithmError(`${file}: ${String((cause as Error).message).split('\n', 1)[0]}`, { cause })
@@ -237,10 +313,13 @@ async function readYaml(file: string): Promise<unknown> {
 }
 
 function wording(issue: v.BaseIssue<unknown>): string {
-  const key = v.getDotPath(issue)
+  const path = v.getDotPath(issue)
+  const key = path === null ? null : excerpt(path, MAX_SHOWN_KEY)
   if (issue.type === 'strict_object' && issue.expected === 'never') {
-    return `unknown key ${key}; known are ${Object.keys(MANIFEST_SCHEMA.entries).join(', ')}`
+    const known = key?.startsWith('limits.') ? LIMITS_SCHEMA.pipe[0].entries : MANIFEST_SCHEMA.entries
+    return `unknown key ${key}; known are ${Object.keys(known).join(', ')}`
   }
+  if (issue.type === 'strict_object' && key === 'limits') return 'limits must hold lines like memory: 512MiB'
   if (issue.type === 'strict_object') return key === null ? 'must hold lines like key: value' : `${key} is missing`
   return `${key} ${issue.message}`
 }

@@ -1,42 +1,46 @@
 /**
- * Ending a run: every process of it, not only the first.
+ * Ending a run: every process of it, not only the first; or all runs of a worker that died.
  *
  * A run's first process leads a session and process group of its own, and the environment of each of its processes
  * holds the run's mark. Children may leave the group (setsid), lose their parent (double fork), or both; the mark stays.
- * Where `/proc` exists, a process belongs to the run when it carries the mark, is in the run's session, works in the
- * run's scratch directory, writes to the run's streams, or descends from one that does; and once seen, it is remembered.
- * Processes that are older than the run are never looked at, so a recycled number cannot be mistaken for it.
+ * Where `/proc` exists, look.ts finds them.
  *
  *     TERM (and CONT: a stopped process must wake to see it) - up to 1 s - KILL until the looks find nothing
  *
  * A look at /proc is no snapshot: a process that forks and exits all the time may slip through. So groups are killed as
- * groups, which no fork escapes; each look ends with listings of what is new since, as long as new processes appear;
- * and those are shot at sight. Only a look during whose last listing nothing was forked is believed at once.
+ * groups, which no fork escapes; and what appears during a look is shot at sight. Only a look during whose last listing
+ * nothing was forked is believed at once.
  * What no look can find: a process that dropped the mark, left the session, the directory and the streams, and lost its
  * parent before we first looked. That takes intent; only a control group would hold it.
  *
  * Elsewhere only descendants (tree-kill, by way of `ps`) and the process group are found; the receipt says `tree`.
  */
 
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { closeSync, openSync } from 'node:fs'
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { execa } from 'execa'
 import type { KillReceipt } from '../job/outcome.ts'
-
-/** Name of the environment variable that marks the processes of a run. */
-export const MARK_VARIABLE = 'QWORKER_RUN'
+import {
+  hasProc,
+  type Known,
+  type Look,
+  lookFor,
+  makeKnown,
+  type ProcessStat,
+  type Quarry,
+  readProcess,
+} from './look.ts'
 
 /** How a run's processes are recognised. */
-export interface RunIdentity {
-  /** of the first process; it leads the session and group */
+export interface RunIdentity extends Quarry {
   readonly pid: number
-  /** value of MARK_VARIABLE, different for every run */
-  readonly mark: string
-  /** absolute path below which only this run works */
-  readonly workdir: string
-  /** start of the first process in clock ticks since boot; undefined where there is no /proc */
-  readonly startTicks: number | undefined
+}
+
+/** How the processes of all runs of a worker are recognised. */
+export interface RunsIdentity extends Quarry {
+  readonly pid: undefined
+  /** of the worker */
+  readonly startTicks: number
 }
 
 /** Time between SIGTERM and SIGKILL. */
@@ -46,38 +50,10 @@ const POLL_MS = 20
 const LONGEST_KILL_PAUSE_MS = 100
 /** Empty looks in a row that are believed although something was forked during each of them. */
 const ENOUGH_UNCLEAR_LOOKS = 5
+/** The other slots go on between them. */
+const SHOTS_PER_TURN = 100
 /** Looks after a run that ended by itself, while they are unclear. */
 const MOST_SWEEP_LOOKS = 2
-/** Listings of new processes in one look. */
-const MOST_LISTINGS = 10
-
-export const hasProc: boolean = existsSync('/proc/self/stat') && existsSync('/proc/self/environ')
-
-interface ProcessStat {
-  readonly pid: number
-  readonly parent: number
-  readonly group: number
-  readonly session: number
-  readonly state: string
-  readonly startTicks: number
-}
-
-/** What was seen of a run. */
-interface Look {
-  readonly found: readonly ProcessStat[]
-  /** nothing can have slipped through */
-  readonly isClear: boolean
-  /** something could not be read for want of descriptors or memory: what was found may be less than what is there */
-  readonly isBlind: boolean
-}
-
-/** Processes known to be the run's, and their starts. Who was seen once stays known, even when its traces are gone. */
-type Known = Map<number, number | undefined>
-
-/** Start of a process in clock ticks since boot, or undefined when it is gone or there is no /proc. */
-export function startTicksOf(pid: number): number | undefined {
-  return readStat(pid, { isBlind: false, isUnsure: false })?.startTicks
-}
 
 /** Ends a run that is still going on: TERM first, KILL after a second. */
 export function killTree(
@@ -97,188 +73,117 @@ export async function sweepLeftovers(run: RunIdentity, useProc: boolean = hasPro
   if (!useProc) return isGroupAlive(run.pid) ? endByTree(run, 0) : undefined
   const known = makeKnown(run)
   for (let looks = 0; looks < MOST_SWEEP_LOOKS; looks++) {
-    const look = lookForRun(run, known)
+    const look = await lookFor(run, known)
     if (isAnyLeft(look)) return endByProc(run, 0, known)
     if (look.isClear) return undefined
   }
   return undefined
 }
 
+/**
+ * Ends all runs of a worker that is dead. They have nobody to wait for their result: KILL at once.
+ * @param pausesMs looks again after each: a process that was between fork and exec when its worker died had no trace yet
+ */
+export async function killRuns(runs: RunsIdentity, pausesMs: readonly number[]): Promise<KillReceipt> {
+  const began = performance.now()
+  const known = makeKnown(runs)
+  let receipt = await endByProc(runs, 0, known)
+  for (const pauseMs of pausesMs) {
+    await sleep(pauseMs)
+    const beganAgain = Math.round(performance.now() - began)
+    const next = await endByProc(runs, 0, known)
+    const later = next.signals.map((sent) => ({ ...sent, at_ms: sent.at_ms + beganAgain }))
+    const duration_ms = later.length > 0 ? beganAgain + next.duration_ms : receipt.duration_ms
+    receipt = { ...next, signals: [...receipt.signals, ...later], duration_ms }
+  }
+  return receipt
+}
+
 /** Processes of the run that are alive (a zombie is not), from `/proc`. */
-export function findProcesses(run: RunIdentity): number[] {
-  return lookForRun(run, makeKnown(run)).found.map(({ pid }) => pid)
-}
-
-function makeKnown(run: RunIdentity): Known {
-  return new Map([[run.pid, run.startTicks]])
-}
-
-/** @param onNew called at once with each process that appeared during the look */
-function lookForRun(run: RunIdentity, known: Known, onNew?: (pid: number) => void): Look {
-  const sight: Sight = { isBlind: false, isUnsure: false }
-  const seen = new Map<number, ProcessStat | undefined>()
-  const all = listNew(seen, sight)
-  // A known number may be another's by now: then neither session nor group of that number is ours.
-  for (const [pid, ticks] of known) {
-    const now = seen.get(pid)
-    if (ticks !== undefined && now !== undefined && now.startTicks !== ticks) known.delete(pid)
-  }
-  const own = new Map<number, ProcessStat>()
-  const take = (stat: ProcessStat) => {
-    own.set(stat.pid, stat)
-    known.set(stat.pid, stat.startTicks)
-  }
-  const candidates = all.filter((stat) => isCandidate(stat, run))
-  for (const stat of candidates) if (isOwn(stat, run, known, sight)) take(stat)
-  for (let size = -1; size !== own.size; ) {
-    size = own.size
-    for (const stat of candidates) if (!own.has(stat.pid) && isRelated(stat, known)) take(stat)
-  }
-  let isClear = false
-  for (let listings = 0; listings < MOST_LISTINGS && !isClear; listings++) {
-    const before = newestPid(sight)
-    for (const stat of listNew(seen, sight)) {
-      if (!isCandidate(stat, run) || !isOwn(stat, run, known, sight)) continue
-      onNew?.(stat.pid)
-      take(stat)
-    }
-    isClear = before !== undefined && newestPid(sight) === before
-  }
-  return { found: [...own.values()], isClear: isClear && !sight.isUnsure && !sight.isBlind, isBlind: sight.isBlind }
-}
-
-interface Sight {
-  isBlind: boolean
-  /** a process had no environment: it drops it, or it is within exec(2) and will have one in a moment */
-  isUnsure: boolean
-}
-
-function listNew(seen: Map<number, ProcessStat | undefined>, sight: Sight): ProcessStat[] {
-  const found: ProcessStat[] = []
-  for (const name of attempt(sight, () => readdirSync('/proc')) ?? []) {
-    const pid = Number(name)
-    if (!Number.isInteger(pid) || seen.has(pid)) continue
-    const stat = readStat(pid, sight)
-    seen.set(pid, stat)
-    if (stat !== undefined) found.push(stat)
-  }
-  return found
-}
-
-/** The last number that the system gave to a process: while it stays, nothing was forked. */
-function newestPid(sight: Sight): string | undefined {
-  return attempt(sight, () => readFileSync('/proc/loadavg', 'utf8'))
-    ?.trim()
-    .split(' ')[4]
-}
-
-function isCandidate(stat: ProcessStat, run: RunIdentity): boolean {
-  if (stat.state === 'Z' || stat.state === 'X' || stat.pid === process.pid) return false
-  return run.startTicks === undefined || stat.startTicks >= run.startTicks
-}
-
-function isOwn(stat: ProcessStat, run: RunIdentity, known: Known, sight: Sight): boolean {
-  return known.has(stat.pid) || isRelated(stat, known) || leavesTrace(stat, run, sight)
-}
-
-function isRelated(stat: ProcessStat, known: Known): boolean {
-  return known.has(stat.session) || known.has(stat.parent)
-}
-
-function leavesTrace({ pid, parent }: ProcessStat, run: RunIdentity, sight: Sight): boolean {
-  const variable = `${MARK_VARIABLE}=${run.mark}`
-  const environment = attempt(sight, () => readFileSync(`/proc/${pid}/environ`, 'utf8'))
-  if (environment?.includes(variable) && environment.split('\0').includes(variable)) return true
-  const isOurs = ['cwd', 'fd/1', 'fd/2'].some((link) =>
-    attempt(sight, () => readlinkSync(`/proc/${pid}/${link}`))?.startsWith(`${run.workdir}/`),
-  )
-  // Threads of the kernel, children of number 2, never have an environment.
-  if (!isOurs && environment === '' && parent !== 2) sight.isUnsure = true
-  return isOurs
-}
-
-/** Reads something of /proc, which may be gone, another user's, or (EMFILE, ENFILE, ENOMEM) beyond our means just now. */
-function attempt<T>(sight: Sight, read: () => T): T | undefined {
-  try {
-    return read()
-  } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code
-    if (code !== 'ENOENT' && code !== 'ESRCH' && code !== 'EACCES' && code !== 'EPERM') sight.isBlind = true
-    return undefined
-  }
-}
-
-function readStat(pid: number, sight: Sight): ProcessStat | undefined {
-  const text = attempt(sight, () => readFileSync(`/proc/${pid}/stat`, 'utf8'))
-  if (text === undefined) return undefined
-  // The second field is the program's name in brackets, and may hold blanks and brackets itself: proc_pid_stat(5).
-  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
-  return {
-    pid,
-    state: fields[0] ?? 'X',
-    parent: Number(fields[1]),
-    group: Number(fields[2]),
-    session: Number(fields[3]),
-    startTicks: Number(fields[19]),
-  }
+export async function findProcesses(run: Quarry): Promise<number[]> {
+  const { found } = await lookFor(run, makeKnown(run))
+  return found.map(({ pid }) => pid)
 }
 
 type SentSignal = KillReceipt['signals'][number]
 
-async function endByProc(run: RunIdentity, termToKillMs: number, known: Known): Promise<KillReceipt> {
+async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Promise<KillReceipt> {
   let began = performance.now()
   const since = () => Math.round(performance.now() - began)
   const signals: SentSignal[] = []
   if (termToKillMs > 0) {
-    const { found, isBlind } = lookForRun(run, known)
+    const { found, isBlind } = await lookFor(quarry, known)
     // The first look may take long on a busy machine: who got the signal has its whole time.
     began = performance.now()
     signals.push({ signal: 'SIGTERM', at_ms: 0, processes: found.length })
-    for (const { pid } of found) send(pid, 'SIGTERM')
-    if (isBlind) send(-run.pid, 'SIGTERM')
-    for (const { pid } of found) send(pid, 'SIGCONT')
-    while (since() < termToKillMs && isAnyLeft(lookForRun(run, known))) await sleep(Math.min(POLL_MS, termToKillMs))
+    await shootAll(found, 'SIGTERM')
+    if (isBlind && quarry.pid !== undefined) send(-quarry.pid, 'SIGTERM')
+    await shootAll(found, 'SIGCONT')
+    while (since() < termToKillMs && isAnyLeft(await lookFor(quarry, known))) {
+      await sleep(Math.min(POLL_MS, termToKillMs))
+    }
   }
   const noteKill = (processes: number) => {
     if (signals.at(-1)?.signal !== 'SIGKILL') signals.push({ signal: 'SIGKILL', at_ms: since(), processes })
   }
   const killing = performance.now()
-  const shoot = (pid: number) => send(pid, 'SIGKILL')
-  let look = lookForRun(run, known, shoot)
-  for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = lookForRun(run, known, shoot)) {
+  const shootAtSight = ({ pid }: ProcessStat) => send(pid, 'SIGKILL')
+  let look = await lookFor(quarry, known, shootAtSight)
+  for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, shootAtSight)) {
     if (isAnyLeft(look)) {
       noteKill(look.found.length)
-      killFound(look, run, known)
+      await killFound(look, quarry, known)
       unclear = 0
       if (performance.now() - killing > GIVE_UP_MS) break
       await sleep(pauseMs)
       pauseMs = Math.min(pauseMs * 1.5, LONGEST_KILL_PAUSE_MS)
     } else {
       if (look.isClear || ++unclear >= ENOUGH_UNCLEAR_LOOKS) break
-      killGroup(run.pid, known)
+      if (quarry.pid !== undefined) killGroup(quarry.pid, known)
       await sleep(1)
     }
   }
-  return { signals, duration_ms: since(), survivors: survivorsOf(look, run), method: 'proc' }
+  return { signals, duration_ms: since(), survivors: survivorsOf(look, quarry), method: 'proc' }
 }
 
 function isAnyLeft(look: Look): boolean {
   return look.found.length > 0 || look.isBlind
 }
 
-function survivorsOf(look: Look, run: RunIdentity): number[] {
-  if (look.isBlind && look.found.length === 0) return isGroupAlive(run.pid) ? [run.pid] : []
+function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
+  if (look.isBlind && look.found.length === 0) return first !== undefined && isGroupAlive(first) ? [first] : []
   return look.found.map(({ pid }) => pid)
 }
 
-function killFound(look: Look, run: RunIdentity, known: Known): void {
-  for (const group of new Set([run.pid, ...look.found.map((stat) => stat.group)])) killGroup(group, known)
-  for (const { pid } of look.found) send(pid, 'SIGKILL')
+async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void> {
+  // A group within a session of the quarry is the quarry's, also when its leader is gone.
+  const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
+  if (quarry.pid !== undefined) groups.set(quarry.pid, false)
+  for (const [group, isInSession] of groups) killGroup(group, known, isInSession)
+  await shootAll(look.found, 'SIGKILL')
 }
 
-/** A group whose leader was the run's holds processes of the run only: none but theirs can join it. */
-function killGroup(group: number, known: Known): void {
-  if (known.has(group)) send(-group, 'SIGKILL')
+/** A group whose leader was the quarry's holds its processes only: none but theirs can join it. */
+function killGroup(group: number, known: Known, isInSession = false): void {
+  if (!known.has(group) && !isInSession) return
+  const ticks = known.get(group)
+  const leader = readProcess(group)
+  const isRecycled = ticks !== undefined && leader !== undefined && leader.startTicks !== ticks
+  const isForeign = !known.has(group) && leader !== undefined && !known.has(leader.session)
+  if (!isRecycled && !isForeign && group !== readProcess(process.pid)?.group) send(-group, 'SIGKILL')
+}
+
+async function shootAll(found: readonly ProcessStat[], signal: NodeJS.Signals): Promise<void> {
+  for (const [i, stat] of found.entries()) {
+    shoot(stat, signal)
+    if (i % SHOTS_PER_TURN === SHOTS_PER_TURN - 1) await nextTurn()
+  }
+}
+
+/** Looks rest: who was found may be gone meanwhile, and its number given to a stranger. */
+function shoot(stat: ProcessStat, signal: NodeJS.Signals): void {
+  const now = readProcess(stat.pid)
+  if (now === undefined || now.startTicks === stat.startTicks) send(stat.pid, signal)
 }
 
 async function endByTree(run: RunIdentity, termToKillMs: number): Promise<KillReceipt> {
@@ -321,6 +226,8 @@ function hasSpareDescriptors(): boolean {
 async function signalTree(pid: number, signal: NodeJS.Signals): Promise<void> {
   if (!hasSpareDescriptors()) return send(-pid, signal)
   const treeKill = fileURLToPath(import.meta.resolve('tree-kill/cli.js'))
+  // Loaded where it is needed: it takes longer than all else that a guard does before its first look.
+  const { execa } = await import('execa')
   const { exitCode } = await execa(process.execPath, [treeKill, String(pid), signal], {
     stdio: 'ignore',
     reject: false,
@@ -338,7 +245,9 @@ function isGroupAlive(pid: number): boolean {
   }
 }
 
+/** @param pid negative: a group. Never 0 or -1, which mean our own group and everybody, nor number 1. */
 function send(pid: number, signal: NodeJS.Signals): void {
+  if (!Number.isInteger(pid) || Math.abs(pid) <= 1) return
   try {
     process.kill(pid, signal)
   } catch {

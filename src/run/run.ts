@@ -2,13 +2,17 @@
 
 import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { closeSync, fstatSync, openSync, realpathSync } from 'node:fs'
+import { closeSync, fchownSync, fstatSync, openSync, realpathSync } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
-import type { KillReceipt, Outcome } from '../job/outcome.ts'
+import type { KillReceipt, Outcome, Usage } from '../job/outcome.ts'
 import { nestingDepth } from '../job/package.ts'
 import type { SkippedFile } from '../job/result.ts'
 import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
-import { killTree, MARK_VARIABLE, type RunIdentity, startTicksOf, sweepLeftovers } from './kill.ts'
+import { killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
+import { nameLimit } from './limits.ts'
+import { MARK_VARIABLE, startTicksOf } from './look.ts'
+import { type Sampled, startSampling } from './usage.ts'
+import { accessProblem } from './user.ts'
 import {
   collectOutputs,
   directoryBytes,
@@ -16,12 +20,15 @@ import {
   type Output,
   readTail,
   reclaimStreams,
+  STDERR_TAIL_BYTES,
   type Workdir,
 } from './workdir.ts'
 
 export interface RunRequest {
   readonly algorithm: Algorithm
   readonly workdir: Workdir
+  /** of the worker: by it the runs of one that died are found */
+  readonly workerId: string
   readonly uuid: string
   readonly type: string
   readonly attempt: number
@@ -57,6 +64,8 @@ export interface RunReport {
   readonly ended: Date
   readonly durationSeconds: number
   readonly kill: KillReceipt | undefined
+  /** undefined when no process was started */
+  readonly usage: Usage | undefined
   readonly stderrTail: string
   /** JSON text; only after a success */
   readonly resultJson: string | undefined
@@ -69,7 +78,6 @@ export const MAX_RESULT_BYTES = 4 * 2 ** 20
 /** Deeper results crash the recursive parsers of those who read them. */
 const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
-const STDERR_TAIL_BYTES = 2048
 const STREAM_CHECK_MS = 100
 const SCRATCH_CHECK_MS = 1000
 /** Faults of this machine at fork; the job is not to blame. */
@@ -87,6 +95,7 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     signal: undefined,
     pid: undefined,
     kill: undefined,
+    usage: undefined,
     resultJson: undefined,
     outputs: [],
     skipped: [],
@@ -102,21 +111,36 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     return report({ outcome: process_.outcome })
   }
   const { identity, exited, streams } = process_
+  const sampler = startSampling(identity.pid)
   try {
     request.onStarted?.(identity.pid)
     const end = await waitForEnd(request, exited, streams)
+    if (end !== undefined) sampler.sample()
+    const sampled = sampler.stop()
     const { exitCode, signal, kill } = await conclude(request, identity, exited, end)
-    const base = { exitCode, signal, pid: identity.pid, kill }
+    const usage = usageOf(sampled, clock)
+    const base = { exitCode, signal, pid: identity.pid, kill, usage }
     const excess = streamExcess(streams, request.maxOutputBytes)
     await reclaimStreams(request.workdir, streams, request.maxOutputBytes)
     if (end !== undefined) return await report({ ...base, outcome: end })
-    const outcome = classify(request.algorithm, exitCode, signal)
+    const ended = classify(request.algorithm, exitCode, signal)
+    const outcome = nameLimit(ended, request.algorithm.limits, usage, sampled.firstCpuSeconds)
     if (outcome.kind !== 'success') return await report({ ...base, outcome })
     // A short run may be over before the first look at its streams.
     if (excess !== undefined) return await report({ ...base, outcome: { kind: 'output_exceeded', detail: excess } })
     return await report({ ...base, ...(await harvest(request)) })
   } finally {
+    sampler.stop()
     for (const fd of streams) closeSync(fd)
+  }
+}
+
+function usageOf({ cpuSeconds, peakMemoryBytes }: Sampled, clock: number): Usage {
+  return {
+    wall_seconds: Math.round(performance.now() - clock) / 1000,
+    cpu_seconds: cpuSeconds,
+    peak_memory_bytes: peakMemoryBytes,
+    method: 'sampled',
   }
 }
 
@@ -144,9 +168,11 @@ async function startProcess(request: RunRequest, started: Date): Promise<Started
     throw error
   })
   if (file instanceof AlgorithmError) return { outcome: { kind: 'not_started', detail: file.message } }
+  const barred = algorithm.user && (await accessProblem(algorithm.user, workdir.scratch, file))
+  if (barred) return { outcome: { kind: 'not_started', detail: `algorithm ${algorithm.name}: ${barred}` } }
   // From here to the listener in waitForEnd nothing waits: an abort is seen either here or there.
   if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
-  const mark = `${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
+  const mark = `${request.workerId}.${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
   // The links in /proc, by which stray processes are found, are real paths.
   const realPath = realpathSync(workdir.path)
   const [stdin, ...streams] = openStreams(workdir)
@@ -199,7 +225,13 @@ function spawnProgram(
   stdio: Streams,
 ): Spawned {
   try {
-    const child = spawn(file, args, { cwd: request.workdir.scratch, env, stdio: [...stdio], detached: true })
+    const { launcher = [], user } = request.algorithm
+    const [first = file, ...rest] = [...launcher, file, ...args]
+    const rights = user === undefined ? {} : { uid: user.uid, gid: user.gid }
+    // Who opens /dev/stderr anew needs the right to.
+    if (user !== undefined) for (const fd of stdio.slice(1)) fchownSync(fd, user.uid, user.gid)
+    const options = { cwd: request.workdir.scratch, env, stdio: [...stdio], detached: true, ...rights }
+    const child = spawn(first, rest, options)
     const failure = new Promise<NodeJS.ErrnoException>((resolve) => child.once('error', resolve))
     const { pid } = child
     if (pid === undefined) return { failure }
@@ -216,6 +248,7 @@ function environmentOf(request: RunRequest, mark: string, started: Date): Record
   return {
     HOME: request.workdir.scratch,
     TMPDIR: request.workdir.scratch,
+    ...(request.algorithm.user && { USER: request.algorithm.user.name, LOGNAME: request.algorithm.user.name }),
     ...request.environment,
     ...request.algorithm.env,
     QWORKER_UUID: request.uuid,

@@ -1,5 +1,5 @@
 /**
- * One directory per run, below `RESULT_BASEDIR/.work`:
+ * One directory per run, below the worker's own `RESULT_BASEDIR/.work/<worker id>`:
  *
  *     <run>/stdout.log  stderr.log     the streams, written by the processes themselves: no pipe of ours to fill or close
  *     <run>/scratch/                   the algorithm's working directory, with input.json
@@ -7,12 +7,25 @@
 
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { closeSync, constants, createReadStream, createWriteStream, fstatSync, ftruncateSync, openSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  createReadStream,
+  createWriteStream,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  rmSync,
+} from 'node:fs'
 import { chmod, lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { promisify } from 'node:util'
 import { type PublishedFile, RESERVED_NAMES, type SkippedFile } from '../job/result.ts'
+import { type AlgorithmUser, handOver, takeCopy } from './user.ts'
+
+/** Folder in RESULT_BASEDIR that holds those of the workers. */
+export const WORK_FOLDER = '.work'
 
 export interface Workdir {
   readonly path: string
@@ -20,6 +33,8 @@ export interface Workdir {
   readonly input: string
   readonly stdout: string
   readonly stderr: string
+  /** who owns the scratch directory; undefined: we */
+  readonly user?: AlgorithmUser | undefined
 }
 
 /** A file that the algorithm left and that is to be published. */
@@ -28,6 +43,8 @@ export interface Output extends PublishedFile {
 }
 
 export const SETTINGS_FILE = '.settings.json'
+/** What is kept of stderr as evidence. */
+export const STDERR_TAIL_BYTES = 2048
 
 /** Each costs an open, a hash, a sync and a rename: these take some ten seconds. */
 const MAX_OUTPUT_FILES = 10_000
@@ -36,6 +53,7 @@ const MAX_OUTPUT_FILES = 10_000
  * Makes the directory of one run.
  * @param runId unique; a plain file name
  * @param settings rc values that the manifest asked for; written to a file that only this user may read
+ * @param user whom the run belongs to, if not to us
  * @throws what the file system throws (ENOSPC, EACCES, ...): a fault of the machine, not of the job
  */
 export async function createWorkdir(
@@ -43,6 +61,7 @@ export async function createWorkdir(
   runId: string,
   payloadJson: string,
   settings?: Readonly<Record<string, unknown>>,
+  user?: AlgorithmUser,
 ): Promise<Workdir> {
   const path = join(workBase, runId)
   const scratch = join(path, 'scratch')
@@ -52,12 +71,14 @@ export async function createWorkdir(
     input: join(scratch, 'input.json'),
     stdout: join(path, 'stdout.log'),
     stderr: join(path, 'stderr.log'),
+    user,
   }
   try {
     await makeRunFolder(path)
     await mkdir(scratch, { recursive: true, mode: 0o700 })
     await writeFile(workdir.input, payloadJson)
     if (settings !== undefined) await writeFile(join(scratch, SETTINGS_FILE), JSON.stringify(settings), { mode: 0o600 })
+    if (user !== undefined) await handOver(workdir, user, foldersAbove(path))
     return workdir
   } catch (error) {
     // A full disk must not keep the half of a directory.
@@ -66,24 +87,44 @@ export async function createWorkdir(
   }
 }
 
-/** Two levels and no more: where the result directory is gone (a disk that is not mounted), it must not be made anew. */
+/** Those of ours: the worker's, and the one of all workers. */
+function foldersAbove(path: string): string[] {
+  const [base, folder] = [dirname(dirname(path)), dirname(path)]
+  return basename(base) === WORK_FOLDER ? [base, folder] : [folder]
+}
+
+/**
+ * Up to `.work` and no further: where the result directory is gone (a disk that is not mounted), it must not be made
+ * anew. The worker's folder may be, when somebody removed it.
+ */
 async function makeRunFolder(path: string): Promise<void> {
-  for (const folder of [dirname(path), path]) {
+  for (const folder of [...foldersAbove(path), path]) {
     await mkdir(folder, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== 'EEXIST') throw error
     })
   }
 }
 
-/** Removes a run's directory and all in it. Never throws: what cannot be removed stays. */
-export async function removeWorkdir(workdir: Workdir): Promise<void> {
-  const remove = () => rm(workdir.path, { recursive: true, force: true, maxRetries: 2 })
+/** Removes a run's directory. What is not ours may change under our hands: links in place of folders must not lead us astray. */
+export function removeWorkdir(workdir: Workdir): Promise<void> {
+  return workdir.user === undefined
+    ? removeTree(workdir.path)
+    : removeByDescriptors(workdir.path).catch(() => undefined)
+}
+
+async function removeByDescriptors(path: string): Promise<void> {
+  await promisify(execFile)('rm', ['-rf', '--', path])
+}
+
+/** Removes a directory and all in it. Never throws: what cannot be removed stays. */
+export async function removeTree(path: string): Promise<void> {
+  const remove = () => rm(path, { recursive: true, force: true, maxRetries: 2 })
   // Folders without the right to write, as some package caches are, keep what is in them.
   await remove().catch(() =>
-    unlockFolders(workdir.path)
+    unlockFolders(path)
       .then(remove)
       // A tree whose paths are longer than PATH_MAX: rm(1) goes down by descriptors.
-      .catch(() => promisify(execFile)('rm', ['-rf', '--', workdir.path]))
+      .catch(() => removeByDescriptors(path))
       .catch(() => undefined),
   )
 }
@@ -97,7 +138,10 @@ async function unlockFolders(path: string): Promise<void> {
 
 /** A run that never began has streams too: who publishes them need not ask. */
 export function leaveEmptyStreams(workdir: Workdir): void {
-  for (const path of [workdir.stdout, workdir.stderr]) closeSync(openSync(path, 'a', 0o644))
+  for (const path of [workdir.stdout, workdir.stderr]) {
+    if (workdir.user !== undefined) rmSync(path, { force: true })
+    closeSync(openSync(path, 'a', 0o644))
+  }
 }
 
 /**
@@ -117,11 +161,12 @@ export async function reclaimStreams(
     const ours = fstatSync(fd)
     if (ours.size > maxBytes) ftruncateSync(fd, maxBytes)
     const there = await lstat(path).catch(() => undefined)
-    if (there?.ino === ours.ino && there.dev === ours.dev) continue
+    // A user who has them open somewhere else could write to them after the publication: copies are published.
+    if (there?.ino === ours.ino && there.dev === ours.dev && workdir.user === undefined) continue
     await makeRunFolder(workdir.path)
     await rm(path, { recursive: true, force: true })
     await pipeline(
-      createReadStream('', { fd, autoClose: false, start: 0 }),
+      createReadStream('', { fd, autoClose: false, start: 0, end: Math.max(0, maxBytes - 1) }),
       createWriteStream(path, { flags: 'wx', mode: 0o644 }),
     )
   }
@@ -165,11 +210,11 @@ export async function collectOutputs(
       () => 0,
     )
     if (bytes > maxBytes) return { excess: `its outputs are longer than ${maxBytes} bytes (MAX_SCRATCH)` }
-    const content = await digest(path, signal).catch((error: unknown) =>
+    const content = await takeOutput(workdir, path, seen, signal).catch((error: unknown) =>
       signal.aborted ? 'interrupted' : whyUnreadable(error),
     )
     if (typeof content === 'string') skip(name, content)
-    else outputs.push({ name, path, ...content })
+    else outputs.push({ name, ...content })
   }
   return { outputs, skipped }
 }
@@ -205,6 +250,19 @@ async function unpublishable(name: string, path: string): Promise<string | undef
   if (stats.isDirectory()) return 'a folder: only files at the top of the scratch directory are published'
   if (!stats.isFile()) return 'not a regular file'
   return undefined
+}
+
+/** @returns the reason when it is not to be published */
+async function takeOutput(
+  { path, user }: Workdir,
+  source: string,
+  number: number,
+  signal: AbortSignal,
+): Promise<Omit<Output, 'name'> | string> {
+  if (user === undefined) return { path: source, ...(await digest(source, signal)) }
+  const copy = join(path, 'outputs', String(number))
+  const reason = await takeCopy(source, copy, user, signal)
+  return reason ?? { path: copy, ...(await digest(copy, signal)) }
 }
 
 async function digest(path: string, signal: AbortSignal): Promise<{ bytes: number; sha256: string }> {
@@ -272,7 +330,7 @@ async function usedBytes(path: string): Promise<number> {
 
 /** The last bytes of a file as text; a character that the cut would halve is left out. */
 export async function readTail(path: string, bytes: number): Promise<string> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
   try {
     const { size } = await file.stat()
     const buffer = Buffer.alloc(Math.min(bytes, size))

@@ -3,10 +3,14 @@
  * and the outputs of one job.
  *
  * Everything that can run out of space or be refused is done under temporary names (a leading dot, never served) before
- * any published name changes. Then, in this order, each step durable before the next: files and status.json are renamed
- * into place, `beforeCommit` is asked, result.json is renamed into place. For a job that has a result already (a worker
- * died between publishing and settling, and the job ran again) the question comes first: a worker that lost its
- * reservation must not put its files beside the result of another.
+ * any published name changes. Then, in this order, each step durable before the next: `beforeCommit` is asked, files and
+ * status.json are renamed into place, `beforeCommit` is asked again, and result.json gets its name by link(2), which
+ * cannot replace: the first result of a job is its result, whoever comes later.
+ *
+ * A publication holds the job's lock from before it looks until its last step. The lock of a dead process is broken, that
+ * of a living one never, however long it is stopped: who is frozen between the question and the commit still overwrites
+ * nothing, since nobody else publishes meanwhile. Only where it cannot be told whether the process lives (another
+ * machine) does the lock's age decide.
  */
 
 import { randomBytes } from 'node:crypto'
@@ -14,10 +18,12 @@ import { constants, type Stats } from 'node:fs'
 import {
   access,
   type FileHandle,
+  link,
   lstat,
   mkdir,
   open,
   readdir,
+  readFile,
   rename,
   rm,
   stat,
@@ -28,11 +34,15 @@ import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { isUuid } from '../job/package.ts'
 import { checkPublication, checkUuid, errnoOf, isFileName, openSource } from './publication.ts'
-import { type LocalStore, type Publication, type StoredFile, StoreError } from './store.ts'
+import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
 const STALE_MS = 3_600_000
+/** A disk on which not even this has room is full. */
+const PROBE_BYTES = 64 * 1024
 const LOCK_STALE_MS = 60_000
+const LOCK_WAIT_MS = 30_000
+const LOCK_POLL_MS = 50
 const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
 
 /** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
@@ -41,6 +51,7 @@ const STAGED_AT_ONCE = 8
 /** The base directory, with what is known about it. */
 interface Base {
   readonly path: string
+  readonly publisher: Publisher
   /** Directories of the first level that are durable, whoever made them. */
   readonly durable: Set<string>
   /** Device and inode at the first use: after an unmount another directory has its name. */
@@ -53,8 +64,10 @@ interface Staged {
   readonly path: string
 }
 
-export async function openLocal(baseDir: string): Promise<LocalStore> {
-  const base: Base = { path: resolve(baseDir), durable: new Set(), identity: undefined }
+const ANYBODY: Publisher = { identity: '', stateOf: () => 'unknown' }
+
+export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY): Promise<LocalStore> {
+  const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined }
   return {
     check: async () => {
       const problems = await checkBase(base.path)
@@ -104,59 +117,105 @@ async function publish(
 ): Promise<boolean> {
   checkPublication(publication)
   await checkIdentity(base)
-  const { uuid, result } = publication
+  const { uuid } = publication
   const dir = jobDir(base.path, uuid)
   const staged: Staged[] = []
   let unlock = async () => {}
   try {
     const committed = await guard(base.path, async () => {
       await makeJobDir(base, dir)
-      unlock = await lockJob(dir)
+      unlock = await lockJob(base, dir)
       return (await statOf(join(dir, 'result.json'))) !== undefined
     })
-    // The job is complete: a later attempt that brings no result has nothing to add and must not contradict it.
-    if (committed && result === undefined) return true
+    // The job is complete: nothing that comes later may change or contradict it.
+    if (committed) return false
     await guard(base.path, () => stage(dir, publication, staged))
-    if (committed && !(await beforeCommit())) return false
+    if (!(await beforeCommit())) return false
     const { files, status, commit } = inOrder(staged)
     await guard(base.path, async () => {
       for (const file of [...files, ...status]) await moveInto(dir, file, staged)
       await syncDirectories(base, dir)
     })
     if (commit === undefined) return true
-    if (!committed && !(await beforeCommit())) return false
-    await guard(base.path, async () => {
-      await removeLeftovers(dir, new Set(staged.map(({ name }) => name)))
-      await moveInto(dir, commit, staged)
+    if (!(await beforeCommit())) return false
+    return await guard(base.path, async () => {
+      await removeLeftovers(dir, new Set([...staged.map(({ name }) => name), LOCK]))
+      if (!(await commitResult(dir, commit))) return false
       await syncDirectory(dir)
+      return true
     })
-    return true
   } finally {
     await removeTemporaries(staged)
     await unlock()
   }
 }
 
+/** False when there is a result already. */
+async function commitResult(dir: string, commit: Staged): Promise<boolean> {
+  try {
+    await link(commit.path, join(dir, commit.name))
+    return true
+  } catch (error) {
+    if (errnoOf(error) === 'EEXIST') return false
+    throw error
+  }
+}
+
+const LOCK = '.publishing'
+
 /** One publication of a job at a time: two workers with one result directory may have the same uuid in hand. */
-async function lockJob(dir: string): Promise<() => Promise<void>> {
-  const path = join(dir, '.publishing')
-  for (;;) {
-    try {
-      await (await open(path, 'wx')).close()
-      break
-    } catch (error) {
-      if (errnoOf(error) !== 'EEXIST') throw error
-      // Of a worker that died: a living one renews it.
-      if (((await statOf(path))?.mtimeMs ?? Date.now()) < Date.now() - LOCK_STALE_MS) await rm(path, { force: true })
-      else await sleep(50)
+async function lockJob(base: Base, dir: string): Promise<() => Promise<void>> {
+  const path = join(dir, LOCK)
+  const own = join(dir, temporaryName())
+  const text = `${base.publisher.identity}\n${own}\n`
+  const handle = await open(own, 'wx')
+  try {
+    await handle.writeFile(text).finally(() => handle.close())
+    const deadline = performance.now() + LOCK_WAIT_MS
+    // By link(2), so that a lock is never seen without its owner.
+    while (!(await link(own, path).then(() => true, isNotTaken))) {
+      await breakDeadLock(base, path)
+      if (performance.now() > deadline) {
+        throw new StoreError('unavailable', `${dir}: another worker is publishing this job and does not come to an end`)
+      }
+      await sleep(LOCK_POLL_MS)
     }
+  } finally {
+    await rm(own, { force: true }).catch(() => undefined)
   }
   const renew = () => utimes(path, new Date(), new Date()).catch(() => undefined)
   const timer = setInterval(renew, LOCK_STALE_MS / 6)
   return async () => {
     clearInterval(timer)
-    await rm(path, { force: true }).catch(() => undefined)
+    if ((await readLock(path)) === text) await rm(path, { force: true }).catch(() => undefined)
   }
+}
+
+function isNotTaken(error: unknown): false {
+  if (errnoOf(error) !== 'EEXIST') throw error
+  return false
+}
+
+function readLock(path: string): Promise<string | undefined> {
+  return readFile(path, 'utf8').catch(() => undefined)
+}
+
+/** Moved aside first: of two that break it at once, the slower one must not remove the lock that the other made since. */
+async function breakDeadLock({ publisher }: Base, path: string): Promise<void> {
+  const text = await readLock(path)
+  if (text === undefined) return
+  const [identity = ''] = text.split('\n')
+  const state = identity === '' ? 'unknown' : publisher.stateOf(identity)
+  const age = Date.now() - ((await statOf(path))?.mtimeMs ?? Date.now())
+  if (state === 'alive' || (state === 'unknown' && age < LOCK_STALE_MS)) return
+  const aside = join(dirname(path), temporaryName())
+  const isMoved = await rename(path, aside).then(
+    () => true,
+    () => false,
+  )
+  if (!isMoved) return
+  if ((await readLock(aside)) !== text) await link(aside, path).catch(() => undefined)
+  await rm(aside, { force: true })
 }
 
 function inOrder(staged: readonly Staged[]): { files: Staged[]; status: Staged[]; commit: Staged | undefined } {
@@ -185,17 +244,22 @@ async function writeStatus(base: Base, uuid: string, status: string): Promise<vo
 
 async function readDocument(base: string, uuid: string, document: string): Promise<string | undefined> {
   if (!isUuid(uuid)) return undefined
+  const dir = jobDir(base, uuid)
   return guard(base, async () => {
     let handle: FileHandle
     try {
-      handle = await open(join(jobDir(base, uuid), document), constants.O_RDONLY | constants.O_NOFOLLOW)
+      // As in `find`: nothing behind a link is ours, on any level.
+      const folders = await Promise.all([lstat(dirname(dir)), lstat(dir)])
+      if (folders.some((folder) => !folder.isDirectory())) return undefined
+      // NONBLOCK: without it the open of a named pipe waits for a writer, and takes a thread with it.
+      handle = await open(join(dir, document), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
     } catch (error) {
       if (!isAbsence(error)) throw error
       await stat(base)
       return undefined
     }
     try {
-      return await handle.readFile('utf8')
+      return (await handle.stat()).isFile() ? await handle.readFile('utf8') : undefined
     } finally {
       await handle.close()
     }
@@ -368,14 +432,22 @@ async function checkBase(base: string): Promise<string[]> {
   }
   // Really written: the superuser passes every question about permissions, on a read-only disk too.
   const probe = join(base, temporaryName())
+  const second = join(base, temporaryName())
   try {
     const handle = await open(probe, 'wx')
-    await handle.writeFile('x').finally(() => handle.close())
-    await unlink(probe)
+    await handle.writeFile(Buffer.alloc(PROBE_BYTES)).finally(() => handle.close())
+    const hasLinks = await link(probe, second).then(
+      () => true,
+      (error) => !['EPERM', 'ENOTSUP', 'EMLINK', 'ENOSYS'].includes(errnoOf(error)),
+    )
+    if (!hasLinks)
+      return [`the file system of ${base} knows no hard links, which results are committed by; use another`]
+    await unlink(second)
     return await checkWorkDir(join(base, '.work'))
   } catch (error) {
-    await rm(probe, { force: true }).catch(() => {})
     return [storeError(base, error).message]
+  } finally {
+    for (const path of [probe, second]) await rm(path, { force: true }).catch(() => {})
   }
 }
 

@@ -102,22 +102,54 @@ async function publish(
   beforeCommit: () => Promise<boolean> = async () => true,
 ): Promise<boolean> {
   checkPublication(publication)
-  const { uuid, files, status, result } = publication
-  for (const [name, path] of files) await putFile(bucket, uuid, name, path)
-  await putText(bucket, uuid, 'status.json', status)
+  const { uuid, files, status, result, signal } = publication
+  // An earlier try whose answer was lost, or another host: nothing beside its result may change.
+  const there = result === undefined ? undefined : await readDocument(bucket, uuid, 'result.json', signal)
+  if (there !== undefined) return isSame(bucket, uuid, there, result)
+  if (!(await beforeCommit())) return false
+  for (const [name, path] of files) await putFile(bucket, uuid, name, path, signal)
+  await putText(bucket, uuid, 'status.json', status, signal)
   if (result === undefined) return true
   if (!(await beforeCommit())) return false
-  await putText(bucket, uuid, 'result.json', result)
-  return true
+  return putResult(bucket, uuid, result, signal)
 }
 
-async function putFile(bucket: Bucket, uuid: string, name: string, path: string): Promise<void> {
+/** Under the condition that there is none; a server that does not know the condition takes it all the same. */
+async function putResult(bucket: Bucket, uuid: string, result: string, signal?: AbortSignal): Promise<boolean> {
+  try {
+    await putBody(bucket, uuid, 'result.json', Buffer.from(result), { signal, ifNoneMatch: '*' })
+    return true
+  } catch (error) {
+    const status = error instanceof StoreError ? statusOf(error.cause) : undefined
+    if (status === 412 || status === 409) {
+      return isSame(bucket, uuid, await readDocument(bucket, uuid, 'result.json', signal), result)
+    }
+    if (status !== 501) throw error
+    await putText(bucket, uuid, 'result.json', result, signal)
+    return true
+  }
+}
+
+/** What answers for the bucket may be a proxy with a page of its own: that is no result of another host. */
+function isSame(bucket: Bucket, uuid: string, there: string | undefined, result: string | undefined): boolean {
+  if (there === result) return true
+  if (there?.includes(uuid)) return false
+  throw new StoreError('unavailable', `${bucket.label}: what it has for ${uuid}/result.json is no result of that job`)
+}
+
+async function putFile(
+  bucket: Bucket,
+  uuid: string,
+  name: string,
+  path: string,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   let handle: FileHandle | undefined
   try {
     handle = await openSource(name, path)
     const { size } = await handle.stat()
-    if (size > MULTIPART_BYTES) await putParts(bucket, uuid, name, handle, size)
-    else await putBody(bucket, uuid, name, await handle.readFile())
+    if (size > MULTIPART_BYTES) await putParts(bucket, uuid, name, handle, size, signal)
+    else await putBody(bucket, uuid, name, await handle.readFile(), { signal })
   } catch (cause) {
     if (cause instanceof StoreError) throw cause
     throw new StoreError('failed', `${name} cannot be published: ${path} cannot be read (${reasonOf(cause)})`, cause)
@@ -126,27 +158,51 @@ async function putFile(bucket: Bucket, uuid: string, name: string, path: string)
   }
 }
 
-async function putText(bucket: Bucket, uuid: string, name: string, text: string): Promise<void> {
-  await putBody(bucket, uuid, name, Buffer.from(text))
+async function putText(
+  bucket: Bucket,
+  uuid: string,
+  name: string,
+  text: string,
+  signal?: AbortSignal | undefined,
+): Promise<void> {
+  await putBody(bucket, uuid, name, Buffer.from(text), { signal })
 }
 
-async function putBody(bucket: Bucket, uuid: string, name: string, body: Buffer): Promise<void> {
+async function putBody(
+  bucket: Bucket,
+  uuid: string,
+  name: string,
+  body: Buffer,
+  { signal, ifNoneMatch }: { signal?: AbortSignal | undefined; ifNoneMatch?: string } = {},
+): Promise<void> {
   const target = { ...targetOf(bucket, uuid, name), ContentType: contentTypeOf(name) }
+  const condition = ifNoneMatch === undefined ? {} : { IfNoneMatch: ifNoneMatch }
   try {
-    await bucket.client.send(new PutObjectCommand({ ...target, Body: body, ContentLength: body.length }))
+    const command = new PutObjectCommand({ ...target, ...condition, Body: body, ContentLength: body.length })
+    await bucket.client.send(command, abortable(signal))
   } catch (cause) {
     throw storeError(bucket, `could not store ${target.Key}`, cause)
   }
 }
 
 /** At most `PARTS_AT_ONCE` parts are in memory; what was sent is given up on a failure, so that it costs nothing. */
-async function putParts(bucket: Bucket, uuid: string, name: string, source: FileHandle, bytes: number): Promise<void> {
+async function putParts(
+  bucket: Bucket,
+  uuid: string,
+  name: string,
+  source: FileHandle,
+  bytes: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const target = { ...targetOf(bucket, uuid, name), ContentType: contentTypeOf(name) }
   const body = source.createReadStream({ highWaterMark: MIB, start: 0, end: bytes - 1, autoClose: false })
   try {
     const partSize = Math.max(PART_BYTES, Math.ceil(bytes / MAX_PARTS))
     const params = { ...target, Body: body, ContentLength: bytes }
-    await new Upload({ client: bucket.client, params, partSize, queueSize: PARTS_AT_ONCE }).done()
+    const upload = new Upload({ client: bucket.client, params, partSize, queueSize: PARTS_AT_ONCE })
+    const abort = () => void upload.abort().catch(() => undefined)
+    signal?.addEventListener('abort', abort, { once: true })
+    await upload.done().finally(() => signal?.removeEventListener('abort', abort))
   } catch (cause) {
     throw storeError(bucket, `could not store ${target.Key} (${bytes} bytes)`, cause)
   } finally {
@@ -154,11 +210,20 @@ async function putParts(bucket: Bucket, uuid: string, name: string, source: File
   }
 }
 
-async function readDocument(bucket: Bucket, uuid: string, document: string): Promise<string | undefined> {
+function abortable(signal: AbortSignal | undefined): { abortSignal?: AbortSignal } {
+  return signal === undefined ? {} : { abortSignal: signal }
+}
+
+async function readDocument(
+  bucket: Bucket,
+  uuid: string,
+  document: string,
+  signal?: AbortSignal | undefined,
+): Promise<string | undefined> {
   checkUuid(uuid)
   const target = targetOf(bucket, uuid, document)
   try {
-    const { Body } = await bucket.client.send(new GetObjectCommand(target))
+    const { Body } = await bucket.client.send(new GetObjectCommand(target), abortable(signal))
     return await Body?.transformToString('utf-8')
   } catch (cause) {
     if (statusOf(cause) === 404 && nameOf(cause) !== 'NoSuchBucket') return undefined

@@ -9,6 +9,15 @@ export interface Publication {
   readonly status: string
   /** Text of `result.json`, the commit point: written last. Absent for an attempt that did not succeed. */
   readonly result?: string
+  /** Gives up what is under way; only a store that takes long looks at it. */
+  readonly signal?: AbortSignal
+}
+
+/** Who publishes: stands in the lock of a job, so that the lock of a dead process is told from that of a slow one. */
+export interface Publisher {
+  /** one line */
+  readonly identity: string
+  stateOf(identity: string): 'alive' | 'dead' | 'unknown'
 }
 
 /** A document or file of a job as a reader gets it. */
@@ -23,8 +32,9 @@ export interface Store {
   check(): Promise<string[]>
   /**
    * Publishes files first, `status.json` next, `result.json` last; all durable when the promise settles.
-   * `beforeCommit` runs right before `result.json` is written; when it answers false nothing is committed and
-   * the promise resolves to false.
+   * `beforeCommit` is asked before published names change, and right before `result.json` is written; when it answers
+   * false nothing is committed and the promise resolves to false. So it does when the job has a result already: the
+   * first one stays.
    * @throws StoreError
    */
   publish(publication: Publication, beforeCommit?: () => Promise<boolean>): Promise<boolean>
@@ -57,9 +67,9 @@ export interface S3Options {
 }
 
 /** Opens the store under a base directory. */
-export async function openLocalStore(baseDir: string): Promise<LocalStore> {
+export async function openLocalStore(baseDir: string, publisher?: Publisher): Promise<LocalStore> {
   const { openLocal } = await import('./local.ts')
-  return openLocal(baseDir)
+  return openLocal(baseDir, publisher)
 }
 
 /** Opens the store in a bucket; the SDK is loaded only here. */

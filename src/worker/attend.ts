@@ -1,11 +1,14 @@
 /**
- * What a slot does with one reserved job: parse, run, publish, settle.
+ * What a slot does with one reserved job: parse, account, run, publish, settle.
  *
  * The races that matter here:
- * - The reservation lasts one TTR; a heartbeat touches it for as long as the job is in our hands. When a touch is
- *   refused, or the connection breaks, the job may be with another worker: the run is ended, its output is discarded,
+ * - The reservation lasts one TTR; a hold touches it for as long as the job is in our hands, and takes it back when the
+ *   connection breaks. When it cannot, the job may be with another worker: the run is ended, its output is discarded,
  *   and the broker is told nothing.
- * - Right before the commit point the reservation is touched once more: who lost it does not publish.
+ * - An attempt is open in the tracker from before its process starts until its outcome is durable: a worker that shares
+ *   the tracker gives such a job back. A worker that dies leaves it open, which is how it is found.
+ * - Right before the commit point the reservation is touched once more, and the tracker is asked whether the attempt is
+ *   still the newest: who lost one of them does not publish.
  * - A job that was published but not deleted (a crash in between) comes again: it is deleted, not run.
  */
 
@@ -13,9 +16,8 @@ import { type Outcome, reasonOf, type Settlement, settle, spendsAttempt } from '
 import { isUuid, PackageError, parsePackage, type WorkPackage } from '../job/package.ts'
 import { type AttemptRecord, DOCUMENT_FORMAT, type StatusDocument } from '../job/result.ts'
 import {
-  copyToS3,
-  countedAttempts,
   type JobFacts,
+  type JobHistory,
   makeAttemptRecord,
   publishFailure,
   publishSuccess,
@@ -27,21 +29,34 @@ import type { Algorithm } from '../run/algorithm.ts'
 import { type RunReport, runAlgorithm } from '../run/run.ts'
 import { createWorkdir, readTail, removeWorkdir, type Workdir } from '../run/workdir.ts'
 import { StoreError } from '../store/store.ts'
-import type { Heartbeat } from './heartbeat.ts'
+import { TrackerError } from '../tracker/tracker.ts'
+import { type Account, type Turn, takeAccount } from './account.ts'
+import type { Hold } from './hold.ts'
 import type { SlotContext } from './worker.ts'
 
-/** A job whose uuid is in hand here already waits this long. */
+/** A job that is in hand elsewhere waits this long: short enough for a slot that takes back what a broken line lost. */
 const TWIN_DELAY_SECONDS = 1
-/** Seconds until an S3 copy that failed is tried again. */
-const S3_RETRY_SECONDS = 15
+/** The copies of a failed attempt may take this long before the job is settled; the outbox goes on without us. */
+const FAILURE_PATIENCE_MS = 3_000
 const SHOWN_STDOUT_BYTES = 4096
+
+/** What a slot is doing, for people. */
+export interface Doing {
+  uuid: string | undefined
+  type: string | undefined
+  step: string
+  since: Date
+  /** how often the job in hand met a fault of this machine before */
+  faults: number
+}
 
 /** A reservation in the hands of a slot. */
 export interface Hand {
   readonly context: SlotContext
   readonly slot: number
   readonly reservation: Reservation
-  readonly heartbeat: Heartbeat
+  readonly hold: Hold
+  readonly doing: Doing
   /** ends the run; its reason is a RunEnd */
   readonly signal: AbortSignal
   /** performance.now() */
@@ -56,9 +71,9 @@ interface Job extends Hand {
 interface Attempt extends Job {
   readonly algorithm: Algorithm
   readonly workdir: Workdir
-  readonly previous: readonly AttemptRecord[]
-  readonly attempt: number
-  readonly maxAttempts: number
+  readonly turn: Turn
+  /** the fencing token of this attempt */
+  readonly fence: number
 }
 
 /**
@@ -83,6 +98,8 @@ export async function attendJob(hand: Hand): Promise<boolean> {
     workPackage,
     ref: { slot, uuid, type, ticket: reservation.ticket, tube: reservation.tube },
   }
+  hand.doing.uuid = uuid
+  hand.doing.type = type
   if (context.running.has(uuid)) {
     await settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
     return false
@@ -104,45 +121,129 @@ async function withFaults(hand: Hand, uuid: string | undefined, action: () => Pr
   } catch (error) {
     if (error instanceof QueueError) throw error
     const detail = error instanceof Error ? error.message : String(error)
-    const store = error instanceof StoreError ? 'local' : undefined
     const subject = { slot, ticket: reservation.ticket, ...(uuid === undefined ? {} : { uuid }) }
-    if (store === undefined) context.bus.emit({ event: 'slot_fault', ...subject, error: detail, retrySeconds: 1 })
-    else context.bus.emit({ event: 'publish_failed', ...subject, store, error: detail })
-    await tellBroker(hand, settle({ kind: 'worker_fault', detail }, 0, 1, context.retryRules, Math.random()), uuid)
+    if (error instanceof StoreError)
+      context.bus.emit({ event: 'publish_failed', ...subject, store: 'local', error: detail })
+    else context.bus.emit({ event: 'slot_fault', ...subject, error: detail, retrySeconds: 1 })
+    const faults = hand.doing.faults + 1
+    const settlement = settle({ kind: 'worker_fault', detail }, faults, 1, context.retryRules, Math.random())
+    await tellBroker(hand, settlement, uuid)
+    await context.onFault(detail)
     return true
   }
 }
 
 async function work(job: Job): Promise<void> {
-  const { context, reservation, ref, workPackage } = job
+  const { context, reservation, ref, workPackage, doing } = job
   const { header } = workPackage
   const history = await readHistory(context.stores, ref.uuid, reservation.reserves > 1)
-  if (history.isComplete) {
-    context.bus.emit({ ...ref, event: 'job_already_complete' })
-    return finishComplete(job, 0)
-  }
+  if (history.isComplete) return finishEarlier(job)
   const algorithm = context.catalogue().algorithms.get(ref.type)
   if (algorithm === undefined) {
     const outcome: Outcome = { kind: 'unknown_type', detail: context.unknownType(ref.type) }
     return refuse(job, outcome, { uuid: ref.uuid, type: ref.type, tags: header.tags })
   }
-  await context.stores.local.prepare(ref.uuid)
-  const previous = countedAttempts(history)
-  const attempt = (previous.at(-1)?.attempt ?? 0) + 1
+  doing.step = 'looking at what was tried before'
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
-  const runId = `${ref.uuid}.${attempt}.${process.pid}.${Date.now().toString(36)}`
-  const settings = context.settingsFor(algorithm)
-  const workdir = await createWorkdir(context.workBase, runId, workPackage.payloadJson, settings)
-  try {
-    const taken: Attempt = { ...job, algorithm, workdir, previous, attempt, maxAttempts }
-    await conclude(taken, await run(taken))
-  } finally {
-    await removeWorkdir(workdir)
+  const account = await takeAccount(context, ref.uuid, reservation, history, maxAttempts)
+  if (account.kind !== 'begin') return endWithoutRun(job, account, history)
+  await context.stores.local.prepare(ref.uuid)
+  await begin(job, algorithm, account.turn)
+}
+
+/** Its result is there: it was published before its worker could settle it, or it was put twice. */
+async function finishEarlier(job: Job): Promise<void> {
+  const { context, ref } = job
+  const tracked = await context.tracker.read(ref.uuid)
+  if (tracked?.state !== 'complete') {
+    await context.tracker.mark(ref.uuid, ref.type, 'complete', context.outbox !== undefined)
+  }
+  context.bus.emit({ ...ref, event: 'job_already_complete' })
+  await finishComplete(job, 0)
+}
+
+async function endWithoutRun(
+  job: Job,
+  account: Exclude<Account, { kind: 'begin' }>,
+  history: JobHistory,
+): Promise<void> {
+  const { context, ref } = job
+  switch (account.kind) {
+    case 'busy':
+      context.bus.emit({ ...ref, event: 'job_busy', worker: account.worker })
+      return settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
+    case 'unburied':
+      return settleJob(job, history.status?.attempts.at(-1)?.attempt ?? 0, { action: 'bury', reason: account.reason })
+    case 'exhausted': {
+      const { outcome, previous } = account
+      const settlement = settle(outcome, previous.length, previous.length, context.retryRules, 0)
+      const facts = factsOf(job, '')
+      await publishFailure(context.stores, facts, previous, settlement, outcome, undefined, () => job.hold.isOurs())
+      await context.tracker.mark(ref.uuid, ref.type, 'failed', context.outbox !== undefined)
+      context.bus.emit({ ...ref, event: 'job_refused', outcome, error: reasonOf(outcome) })
+      return settleJob(job, previous.length, settlement)
+    }
+    default:
+      throw new TypeError(`unhandled ${JSON.stringify(account satisfies never)}`)
   }
 }
 
+/** Opens the attempt, runs it, and sees that it is closed whatever happens. */
+async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> {
+  const { context, reservation, ref } = job
+  job.doing.faults = turn.faults
+  const started = new Date()
+  const limitMs = (reservation.ttrSeconds + context.graceSeconds) * 1000
+  const runId = `${ref.uuid}.${turn.attempt}.${started.getTime().toString(36)}`
+  const start = {
+    ...{ uuid: ref.uuid, type: ref.type, ticket: ref.ticket, tube: ref.tube },
+    ...{ attempt: turn.attempt, maxAttempts: turn.maxAttempts, worker: context.workerId, run: runId },
+    started: started.toISOString(),
+    deadline: new Date(started.getTime() + limitMs).toISOString(),
+  }
+  const fence = await context.tracker.begin(start, turn.fence)
+  if (fence === undefined) {
+    context.bus.emit({ ...ref, event: 'job_busy', worker: 'another worker' })
+    return settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
+  }
+  let workdir: Workdir | undefined
+  try {
+    workdir = await createWorkdir(
+      ...([context.workshop, runId, job.workPackage.payloadJson] as const),
+      ...([context.settingsFor(algorithm), algorithm.user] as const),
+    )
+    const attempt: Attempt = { ...job, algorithm, workdir, turn, fence }
+    await conclude(attempt, await run(attempt))
+  } catch (error) {
+    if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error)
+    throw error
+  } finally {
+    if (workdir !== undefined) await removeWorkdir(workdir)
+  }
+}
+
+/** Where even the tracker does not answer, the attempt stays open, and the next look at the job closes it. */
+async function closeFaulty(
+  { context, ref }: Job,
+  start: { attempt: number; started: string },
+  fence: number,
+  error: unknown,
+): Promise<void> {
+  const ended = new Date().toISOString()
+  const record: AttemptRecord = {
+    ...{ attempt: start.attempt, worker: context.name, started: start.started, ended, duration_seconds: 0 },
+    ...{ outcome: 'worker_fault', exit_code: null, stderr_tail: '' },
+    error: error instanceof Error ? error.message : String(error),
+  }
+  const end = { ended, counts: false, record: JSON.stringify(record), state: 'open', outbox: false } as const
+  await context.tracker.end(ref.uuid, fence, end).catch((cause: unknown) => {
+    if (!(cause instanceof TrackerError)) throw cause
+  })
+}
+
 async function run(job: Attempt): Promise<RunReport> {
-  const { context, reservation, ref, workPackage, attempt, maxAttempts, workdir } = job
+  const { context, reservation, ref, workPackage, turn, workdir, doing } = job
+  const { attempt, maxAttempts } = turn
   const { bus } = context
   const limitSeconds = reservation.ttrSeconds + context.graceSeconds
   bus.emit({
@@ -156,9 +257,11 @@ async function run(job: Attempt): Promise<RunReport> {
     priority: reservation.priority,
   })
   context.running.set(ref.uuid, makeRunningStatus(job, limitSeconds))
+  doing.step = `running attempt ${attempt} of ${maxAttempts}`
   const report = await runAlgorithm({
     algorithm: job.algorithm,
     workdir,
+    workerId: context.workerId,
     uuid: ref.uuid,
     type: ref.type,
     attempt,
@@ -171,7 +274,10 @@ async function run(job: Attempt): Promise<RunReport> {
     maxOutputBytes: context.maxOutputBytes,
     maxScratchBytes: context.maxScratchBytes,
     signal: job.signal,
-    onStarted: (pid) => bus.emit({ ...ref, event: 'run_started', attempt, pid }),
+    onStarted: (pid) => {
+      doing.step = `running attempt ${attempt} of ${maxAttempts}, pid ${pid}`
+      bus.emit({ ...ref, event: 'run_started', attempt, pid })
+    },
     onEnding: (pid, why) => bus.emit({ ...ref, event: 'run_ending', attempt, pid, why }),
   })
   const { outcome, exitCode, signal, durationSeconds } = report
@@ -209,43 +315,79 @@ function makeRunningStatus(job: Attempt, limitSeconds: number): StatusDocument {
     timestamp: started.toISOString(),
     ...(tags === undefined ? {} : { tags }),
     running: {
-      attempt: job.attempt,
+      attempt: job.turn.attempt,
       worker: job.context.name,
       started: started.toISOString(),
       deadline: new Date(started.getTime() + limitSeconds * 1000).toISOString(),
     },
-    attempts: job.previous,
+    attempts: job.turn.previous,
   }
 }
 
 /** Publish before settle: a job leaves the queue only after its result is durable. */
 async function conclude(job: Attempt, report: RunReport): Promise<void> {
-  const { context, ref, attempt, previous, workdir, heartbeat } = job
+  const { context, ref, turn, workdir, doing } = job
+  const { attempt, previous } = turn
   const { outcome } = report
-  const { tags } = job.workPackage.header
-  const facts: JobFacts = { uuid: ref.uuid, type: ref.type, tags, version: job.algorithm.version, worker: context.name }
   const record = makeAttemptRecord(attempt, context.name, report)
+  const facts = factsOf(job, job.algorithm.version)
+  doing.step = 'publishing'
   if (outcome.kind === 'success') {
-    const stillOurs = () => heartbeat.isOurs()
-    if (!(await publishSuccess(context.stores, facts, previous, record, report, workdir, stillOurs))) {
-      return settleJob(job, attempt, { action: 'none' })
-    }
-    context.bus.emit({
-      ...ref,
-      event: 'job_published',
-      attempt,
-      url: context.urlOf(ref.uuid),
-      files: report.outputs.length,
-    })
+    const isPublished = await publishSuccess(context.stores, facts, previous, record, report, workdir, () =>
+      holdsBoth(job),
+    )
+    if (!isPublished) return discard(job, record)
+    await endAttempt(job, record, 'complete', true)
+    const files = report.outputs.length
+    context.bus.emit({ ...ref, event: 'job_published', attempt, url: context.urlOf(ref.uuid), files })
     return finishComplete(job, attempt)
   }
-  const settlement = settle(outcome, attempt, job.maxAttempts, context.retryRules, Math.random())
-  if (settlement.action === 'none' || !(await heartbeat.isOurs())) return settleJob(job, attempt, { action: 'none' })
-  const attempts = spendsAttempt(outcome) ? [...previous, record] : previous
-  const s3Failure = await publishFailure(context.stores, facts, attempts, settlement, outcome, workdir)
-  if (s3Failure !== undefined) context.bus.emit({ ...ref, event: 'publish_failed', store: 's3', error: s3Failure })
+  const counted = outcome.kind === 'worker_fault' ? turn.faults + 1 : attempt
+  const settlement = settle(outcome, counted, turn.maxAttempts, context.retryRules, Math.random())
+  if (settlement.action === 'none') return discard(job, record)
+  const spent = spendsAttempt(outcome)
+  const attempts = spent ? [...previous, record] : previous
+  const stillOurs = () => holdsBoth(job)
+  if (!(await publishFailure(context.stores, facts, attempts, settlement, outcome, workdir, stillOurs))) {
+    return discard(job, record)
+  }
+  await endAttempt(job, record, settlement.action === 'bury' ? 'failed' : 'open', spent)
   forgetRun(job)
+  await context.outbox?.delivered(ref.uuid, FAILURE_PATIENCE_MS, job.signal)
   await settleJob(job, attempt, settlement)
+  if (outcome.kind === 'worker_fault') await context.onFault(outcome.detail)
+}
+
+/** The reservation and the newest attempt. */
+async function holdsBoth(job: Attempt): Promise<boolean> {
+  return (await job.hold.isOurs()) && (await job.context.tracker.holds(job.ref.uuid, job.fence))
+}
+
+async function endAttempt(
+  job: Attempt,
+  record: AttemptRecord,
+  state: 'open' | 'complete' | 'failed',
+  counts: boolean,
+): Promise<void> {
+  const { context, ref, fence } = job
+  const outbox = counts && context.outbox !== undefined
+  const ended = await context.tracker.end(ref.uuid, fence, {
+    ended: record.ended,
+    counts,
+    record: JSON.stringify(record),
+    state,
+    outbox,
+  })
+  // Taken for dead between the check and now: what is committed counts all the same.
+  if (!ended && state === 'complete') await context.tracker.mark(ref.uuid, ref.type, state, outbox)
+  if (outbox) context.outbox?.wake()
+}
+
+/** It is another's job now: its output is dropped, and the broker is told nothing. */
+async function discard(job: Attempt, record: AttemptRecord): Promise<void> {
+  const lost: AttemptRecord = record.outcome === 'interrupted' ? record : { ...record, outcome: 'lost' }
+  await endAttempt(job, lost, 'open', false)
+  await settleJob(job, job.turn.attempt, { action: 'none' })
 }
 
 /** From here on the published documents tell what became of the job, not our memory of its run. */
@@ -253,19 +395,24 @@ function forgetRun({ context, ref }: Job): void {
   context.running.set(ref.uuid, undefined)
 }
 
-/** The result is durable here. The job leaves the queue when S3 has it too; until then it waits, and never runs again. */
+/** The result is durable here. The job leaves the queue when S3 has it, or when the outbox answers for it. */
 async function finishComplete(job: Job, attempt: number): Promise<void> {
+  const { context, ref, doing } = job
   forgetRun(job)
-  const s3Failure = await copyToS3(job.context.stores, job.ref.uuid)
-  if (s3Failure === undefined) return settleJob(job, attempt, { action: 'delete' })
-  job.context.bus.emit({ ...job.ref, event: 'publish_failed', store: 's3', error: s3Failure })
-  await settleJob(job, attempt, { action: 'release', delaySeconds: S3_RETRY_SECONDS })
+  doing.step = 'waiting for S3'
+  await context.outbox?.delivered(ref.uuid, context.s3PatienceSeconds * 1000, job.signal)
+  await settleJob(job, attempt, { action: 'delete' })
 }
 
 interface Known {
   readonly uuid?: string | undefined
   readonly type?: string | undefined
   readonly tags?: JobFacts['tags']
+}
+
+function factsOf(job: Job, version: string): JobFacts {
+  const { tags } = job.workPackage.header
+  return { uuid: job.ref.uuid, type: job.ref.type, tags, version, worker: job.context.name }
 }
 
 /** Buries a job that cannot be run at all, with a status document where its uuid can be read. */
@@ -284,9 +431,11 @@ async function refuse(hand: Hand, outcome: Outcome, known: Known): Promise<void>
   // A uuid that has documents already belongs to another job: this one must not speak in its name.
   if (isUuid(uuid) && !(await isKnown(hand, uuid))) {
     const facts: JobFacts = { uuid, type: type ?? null, tags, version: '', worker: context.name }
-    const s3Failure = await publishFailure(context.stores, facts, [], settlement, outcome, undefined)
-    if (s3Failure !== undefined)
-      context.bus.emit({ ...subject, event: 'publish_failed', store: 's3', error: s3Failure })
+    await publishFailure(context.stores, facts, [], settlement, outcome, undefined, () => hand.hold.isOurs())
+    if (context.outbox !== undefined) {
+      await context.tracker.outbox.put(uuid)
+      context.outbox.wake()
+    }
   }
   context.bus.emit({ ...subject, event: 'job_refused', outcome, error: reasonOf(outcome) })
   if (await tellBroker(hand, settlement, uuid)) context.onSettled(settlement)
@@ -298,6 +447,7 @@ async function isKnown(hand: Hand, uuid: string): Promise<boolean> {
 }
 
 async function settleJob(job: Job, attempt: number, settlement: Settlement): Promise<void> {
+  job.doing.step = 'settling'
   if (!(await tellBroker(job, settlement, job.ref.uuid))) return
   const durationSeconds = Math.round(performance.now() - job.reservedAt) / 1000
   job.context.bus.emit({ ...job.ref, event: 'job_settled', attempt, settlement, durationSeconds })
@@ -306,20 +456,25 @@ async function settleJob(job: Job, attempt: number, settlement: Settlement): Pro
 
 /** Tells the broker. False when the job was no longer ours to settle; throws when the connection is gone. */
 async function tellBroker(hand: Hand, settlement: Settlement, uuid: string | undefined): Promise<boolean> {
-  const { reservation, context, slot } = hand
+  const { reservation, hold, context, slot } = hand
   const { priority, ticket } = reservation
   const { action } = settlement
+  if (action === 'none') return true
+  const subject = { slot, ticket, ...(uuid === undefined ? {} : { uuid }) }
   try {
-    if (action === 'delete') await reservation.delete()
-    else if (action === 'bury') await reservation.bury(priority)
-    else if (action === 'release') await reservation.release({ priority, delaySeconds: settlement.delaySeconds })
-    return true
+    const isTold = await hold.settle((held) => {
+      if (action === 'delete') return held.delete()
+      if (action === 'bury') return held.bury(priority)
+      return held.release({ priority, delaySeconds: settlement.delaySeconds })
+    })
+    if (!isTold) {
+      const error = `cannot ${action} job ${ticket}: it is not there, or no longer ours`
+      context.bus.emit({ event: 'settle_failed', ...subject, action, error, gone: true })
+    }
+    return isTold
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
-    const gone = error.code === 'not_found'
-    const subject = { slot, ticket, ...(uuid === undefined ? {} : { uuid }) }
-    context.bus.emit({ event: 'settle_failed', ...subject, action, error: error.message, gone })
-    if (!gone) throw error
-    return false
+    context.bus.emit({ event: 'settle_failed', ...subject, action, error: error.message, gone: false })
+    throw error
   }
 }

@@ -3,37 +3,47 @@
  *
  * The races that matter here:
  * - While `reserve` waits its connection does nothing else, so each slot has one of its own.
- * - Draining while `reserve` waits: the connection is closed, and a job that was on its way falls back to its tube.
+ * - Draining (or going quiet) while `reserve` waits: the connection is closed, and a job that was on its way falls back
+ *   to its tube.
  * - Draining between `reserve` and the job: it is released untouched.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
 import type { RunEnd } from '../run/run.ts'
-import { attendJob } from './attend.ts'
-import { startHeartbeat } from './heartbeat.ts'
+import { attendJob, type Doing } from './attend.ts'
+import { type Hold, startHold } from './hold.ts'
 import type { SlotContext } from './worker.ts'
 
-/** A reserve that waits longer proves nothing; each return shows that the broker is alive. */
-const RESERVE_SECONDS = 20
+/** Each return shows that the broker is alive: a dead peer is noticed within this and the time that a reply may take. */
+const RESERVE_SECONDS = 15
 const RECONNECT_MIN_MS = 100
 const RECONNECT_MAX_MS = 10_000
-/** After a fault of this machine (a full disk), before the next job is taken. */
+/** After a fault of this machine, before the next job is taken. */
 const FAULT_PAUSE_SECONDS = 1
+/** How often a slot that may take no job shows that it is alive. */
+const GATE_MS = 5_000
+
+export type SlotState = 'connecting' | 'idle' | 'busy' | 'waiting' | 'ended'
 
 export class Slot {
   readonly number: number
   /** Settles when the slot has ended; never rejects. */
   readonly done: Promise<void>
-  #state: 'connecting' | 'idle' | 'busy' | 'ended' = 'connecting'
+  /** performance.now() of the last sign of life */
+  lastSeen = performance.now()
+  #state: SlotState = 'connecting'
   readonly #context: SlotContext
   #queue: Queue | undefined
   #draining = false
   #interrupted = false
   #failures = 0
+  #generation = 0
+  #doing: Doing | undefined
   readonly #wake = new AbortController()
   /** ends the run in hand */
   #run = new AbortController()
+  #hold: Hold | undefined
 
   constructor(context: SlotContext, number: number) {
     this.#context = context
@@ -41,32 +51,54 @@ export class Slot {
     this.done = this.#loop()
   }
 
-  get state(): 'connecting' | 'idle' | 'busy' | 'ended' {
+  get state(): SlotState {
     return this.#state
+  }
+
+  /** What it does with the job in hand; undefined when it has none. */
+  get doing(): Doing | undefined {
+    return this.#state === 'busy' ? this.#doing : undefined
   }
 
   /** Takes no more jobs; the one in hand goes on. */
   drain(): void {
     this.#draining = true
     this.#wake.abort()
-    if (this.#state !== 'busy') this.#queue?.close()
+    this.leave()
   }
 
   /** Ends the run in hand and gives its job back. */
   interrupt(): void {
     this.#interrupted = true
+    this.#hold?.abandon()
     this.#run.abort({ kind: 'interrupted' } satisfies RunEnd)
   }
 
+  /** Comes back from where it waits for a job, and connects anew with what is configured then. */
+  leave(): void {
+    if (this.#state === 'busy') return
+    this.#queue?.close()
+    this.#queue = undefined
+  }
+
   async #loop(): Promise<void> {
+    // The worker that makes this slot is not ready to be told anything before its own turn ends.
+    await undefined
     while (!this.#draining) {
+      this.#showLife()
       try {
+        if (!this.#context.gate.isOpen) {
+          await this.#standBy()
+          continue
+        }
+        if (this.#generation !== this.#context.generation) this.leave()
         this.#queue ??= await this.#connect()
         this.#state = 'idle'
-        const reservation = this.#draining ? undefined : await this.#queue.reserve(RESERVE_SECONDS)
+        const reservation = await this.#reserve(this.#queue)
         if (reservation === undefined) continue
         this.#state = 'busy'
         await this.#handle(reservation)
+        this.#state = 'idle'
         if (this.#context.once) this.#draining = true
       } catch (error) {
         await this.#recover(error)
@@ -76,21 +108,45 @@ export class Slot {
     this.#state = 'ended'
   }
 
+  async #reserve(queue: Queue): Promise<Reservation | undefined> {
+    if (this.#draining || !this.#context.gate.isOpen) return undefined
+    return queue.reserve(RESERVE_SECONDS)
+  }
+
+  async #standBy(): Promise<void> {
+    this.#state = 'waiting'
+    this.#queue?.close()
+    this.#queue = undefined
+    await this.#context.gate.wait(GATE_MS, this.#wake.signal)
+  }
+
+  #showLife(): void {
+    this.lastSeen = performance.now()
+    this.#context.onAlive()
+  }
+
   async #connect(): Promise<Queue> {
     this.#state = 'connecting'
-    const queue = await this.#context.openQueue()
-    try {
-      await queue.watch(this.#context.tubes)
-    } catch (error) {
-      queue.close()
-      throw error
-    }
+    this.#generation = this.#context.generation
+    const queue = await this.#openQueue()
     if (this.#failures > 0) this.#context.bus.emit({ event: 'broker_back', slot: this.number })
     this.#failures = 0
     return queue
   }
 
+  async #openQueue(): Promise<Queue> {
+    const queue = await this.#context.openQueue()
+    try {
+      await queue.watch(this.#context.tubes)
+      return queue
+    } catch (error) {
+      queue.close()
+      throw error
+    }
+  }
+
   async #recover(error: unknown): Promise<void> {
+    const isAsked = error instanceof QueueError && error.code === 'closed'
     this.#queue?.close()
     this.#queue = undefined
     if (!(error instanceof QueueError)) {
@@ -103,7 +159,8 @@ export class Slot {
       })
       return this.#pause(FAULT_PAUSE_SECONDS * 1000)
     }
-    if (this.#draining) return
+    // We closed it ourselves: to drain, to stand by, or to use another configuration.
+    if (this.#draining || isAsked) return
     if (this.#failures++ === 0) {
       this.#context.bus.emit({ event: 'broker_lost', slot: this.number, error: error.message })
     }
@@ -120,20 +177,36 @@ export class Slot {
     if (this.#draining) return reservation.release({ priority: reservation.priority, delaySeconds: 0 })
     const run = new AbortController()
     this.#run = run
+    const hold = this.#startHold(reservation, run)
+    this.#hold = hold
     if (this.#interrupted) this.interrupt()
-    const heartbeat = startHeartbeat(reservation, (detail) => run.abort({ kind: 'lost', detail } satisfies RunEnd))
+    const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
+    this.#doing = doing
     try {
-      const faulty = await attendJob({
-        context: this.#context,
-        slot: this.number,
-        reservation,
-        heartbeat,
-        signal: run.signal,
-        reservedAt: performance.now(),
-      })
+      const hand = { context: this.#context, slot: this.number, reservation, hold, doing }
+      const faulty = await attendJob({ ...hand, signal: run.signal, reservedAt: performance.now() })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)
     } finally {
-      heartbeat.stop()
+      hold.stop()
+      this.#hold = undefined
     }
+  }
+
+  #startHold(reservation: Reservation, run: AbortController): Hold {
+    const { bus } = this.#context
+    const subject = { slot: this.number, ticket: reservation.ticket }
+    return startHold({
+      reservation,
+      reconnect: async () => {
+        this.#queue?.close()
+        this.#queue = undefined
+        this.#queue = await this.#openQueue()
+        return this.#queue
+      },
+      onLost: (detail) => run.abort({ kind: 'lost', detail } satisfies RunEnd),
+      onBroken: (error) => bus.emit({ event: 'reservation_broken', ...subject, error }),
+      onRegained: (seconds) => bus.emit({ event: 'reservation_regained', ...subject, seconds }),
+      onTouched: () => this.#showLife(),
+    })
   }
 }

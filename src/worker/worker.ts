@@ -1,47 +1,81 @@
-/** A worker: N slots that share algorithms, stores and limits. */
+/** A worker: N slots that share algorithms, stores, tracker and limits. */
 
 import type { RetryRules, Settlement } from '../job/outcome.ts'
 import type { StatusDocument } from '../job/result.ts'
+import type { OutboxCarrier } from '../outbox.ts'
 import type { Stores } from '../publish.ts'
 import type { Queue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
 import type { Algorithm, Catalogue } from '../run/algorithm.ts'
+import type { Tracker } from '../tracker/tracker.ts'
+import { type Gate, makeGate } from './gate.ts'
+import type { Recovery } from './recovery.ts'
 import { Slot } from './slot.ts'
 
-export interface WorkerOptions {
-  /** stands in the documents and the log */
-  readonly name: string
+/** What a reload may change while jobs run; it holds from the next job on. */
+export interface WorkerSettings {
   readonly slots: number
-  /** end after one job */
-  readonly once: boolean
   readonly openQueue: () => Promise<Queue>
   readonly tubes: readonly string[]
-  readonly stores: Stores
-  readonly bus: Bus
-  /** where run directories are made */
-  readonly workBase: string
   readonly graceSeconds: number
   readonly drainSeconds: number
   readonly maxAttempts: number
   readonly retryRules: RetryRules
   readonly maxOutputBytes: number
   readonly maxScratchBytes: number
-  /** PATH and the like for algorithms */
-  readonly environment: Readonly<Record<string, string>>
+  readonly s3PatienceSeconds: number
   readonly catalogue: Catalogue
   /** rc values that an algorithm's manifest asks for; undefined when it asks for none */
   readonly settingsFor: (algorithm: Algorithm) => Record<string, unknown> | undefined
-  readonly directoryOf: (uuid: string) => string
   readonly urlOf: (uuid: string) => string
 }
 
+export interface WorkerOptions extends WorkerSettings {
+  /** stands in the documents and the log */
+  readonly name: string
+  /** in the tracker, and in the mark of each run */
+  readonly workerId: string
+  /** where run directories are made */
+  readonly workshop: string
+  /** end after one job */
+  readonly once: boolean
+  readonly stores: Stores
+  readonly tracker: Tracker
+  readonly recovery: Recovery
+  /** undefined without a bucket */
+  readonly outbox: OutboxCarrier | undefined
+  readonly bus: Bus
+  /** PATH and the like for algorithms */
+  readonly environment: Readonly<Record<string, string>>
+  readonly directoryOf: (uuid: string) => string
+  /** Tells what keeps this machine from doing its part, one line each; nothing when it can. */
+  readonly probe: () => Promise<readonly string[]>
+  /** Called while every slot shows life. */
+  readonly onAlive: () => void
+}
+
 /** What a slot sees of its worker. */
-export interface SlotContext extends Omit<WorkerOptions, 'catalogue' | 'slots' | 'drainSeconds'> {
+export interface SlotContext extends Omit<WorkerOptions, 'catalogue' | 'slots' | 'drainSeconds' | 'probe'> {
   readonly catalogue: () => Catalogue
   readonly unknownType: (type: string) => string
+  readonly gate: Gate
+  /** grows with each reload: an older connection may go to another broker, or watch other tubes */
+  readonly generation: number
   /** uuid -> status of the jobs that are in hand; undefined until the run begins */
   readonly running: Map<string, StatusDocument | undefined>
   readonly onSettled: (settlement: Settlement) => void
+  /** This machine failed. Settles when it is known whether jobs may be taken. */
+  readonly onFault: (detail: string) => Promise<void>
+}
+
+/** What a slot is doing. */
+export interface SlotReport {
+  readonly slot: number
+  readonly state: string
+  readonly uuid?: string | undefined
+  readonly type?: string | undefined
+  readonly step?: string
+  readonly seconds?: number
 }
 
 export interface Worker {
@@ -51,8 +85,12 @@ export interface Worker {
   drain(cause: string): void
   /** Ends what runs and gives the jobs back. */
   interrupt(cause: string): void
-  /** Uses other algorithms from the next job on. */
-  replaceAlgorithms(catalogue: Catalogue): void
+  /** Takes no more jobs until `resume`. */
+  quiet(cause: string): void
+  resume(cause: string): void
+  /** Uses other settings from the next job on. */
+  reload(settings: WorkerSettings): void
+  slots(): SlotReport[]
   /** Status of a job that is in hand here. */
   running(uuid: string): StatusDocument | undefined
   health(): Record<string, unknown>
@@ -60,63 +98,195 @@ export interface Worker {
   lastSettlement(): Settlement | undefined
 }
 
+/** A slot that showed no life for this long hangs: nothing that it waits for takes longer. */
+const HUNG_MS = 60_000
+const PROBE_MS = 1_000
+const PROBE_MAX_MS = 10_000
+
 export function startWorker(options: WorkerOptions): Worker {
-  const { bus } = options
-  const running = new Map<string, StatusDocument | undefined>()
-  const started = Date.now()
-  const settled = { delete: 0, release: 0, bury: 0, none: 0 }
-  let last: Settlement | undefined
-  let catalogue = options.catalogue
-  let draining = false
-  let drainTimer: NodeJS.Timeout | undefined
+  return new RunningWorker(options)
+}
 
-  const context: SlotContext = {
-    ...options,
-    catalogue: () => catalogue,
-    unknownType: (type) => whyUnknown(type, catalogue),
-    running,
-    onSettled: (settlement) => {
-      settled[settlement.action]++
-      last = settlement
-    },
+class RunningWorker implements Worker {
+  readonly done: Promise<void>
+  readonly #options: WorkerOptions
+  readonly #context: SlotContext
+  readonly #running = new Map<string, StatusDocument | undefined>()
+  readonly #started = Date.now()
+  readonly #settled = { delete: 0, release: 0, bury: 0, none: 0 }
+  readonly #gate: Gate
+  #slots: Slot[] = []
+  #lastNumber = 0
+  #settings: WorkerSettings
+  #last: Settlement | undefined
+  #draining = false
+  #drainTimer: NodeJS.Timeout | undefined
+  #probing: Promise<void> | undefined
+  #finish: () => void = () => undefined
+
+  constructor(options: WorkerOptions) {
+    this.#options = options
+    this.#settings = options
+    this.#gate = makeGate(() => {
+      for (const slot of this.#slots) slot.leave()
+    })
+    this.#context = this.#makeContext(0)
+    this.done = new Promise((resolve) => {
+      this.#finish = resolve
+    })
+    this.#setSlots(options.slots)
   }
-  const slots = Array.from({ length: options.slots }, (_, i) => new Slot(context, i + 1))
-  const done = Promise.all(slots.map((slot) => slot.done)).then(() => {
-    clearTimeout(drainTimer)
-    bus.emit({ event: 'worker_stopped', settled: settled.delete + settled.release + settled.bury })
-  })
 
-  const interrupt = (cause: string) => {
-    bus.emit({ event: 'worker_interrupting', running: running.size, cause })
-    for (const slot of slots) slot.interrupt()
+  #makeContext(generation: number): SlotContext {
+    return {
+      ...this.#options,
+      ...this.#settings,
+      catalogue: () => this.#settings.catalogue,
+      unknownType: (type) => whyUnknown(type, this.#settings.catalogue),
+      gate: this.#gate,
+      generation,
+      running: this.#running,
+      onSettled: (settlement) => {
+        this.#settled[settlement.action]++
+        this.#last = settlement
+      },
+      onFault: (detail) => this.#checkMachine(detail),
+      onAlive: () => this.#showLife(),
+    }
   }
 
-  return {
-    done,
-    drain(cause) {
-      if (draining) return
-      draining = true
-      bus.emit({ event: 'worker_draining', running: running.size, drainSeconds: options.drainSeconds, cause })
-      drainTimer = setTimeout(
-        () => interrupt(`DRAIN_TIME of ${options.drainSeconds} s is over`),
-        // setTimeout makes 1 ms of more than 24.8 days.
-        Math.min(options.drainSeconds * 1000, 2 ** 31 - 1),
-      )
-      for (const slot of slots) slot.drain()
-    },
-    interrupt,
-    replaceAlgorithms(next) {
-      catalogue = next
-    },
-    running: (uuid) => running.get(uuid),
-    health: () => ({
-      status: draining ? 'draining' : slots.some((slot) => slot.state === 'connecting') ? 'connecting' : 'ok',
-      worker: options.name,
-      uptime_seconds: Math.round((Date.now() - started) / 1000),
-      slots: { total: slots.length, idle: slots.filter((slot) => slot.state === 'idle').length, busy: running.size },
-      jobs: { completed: settled.delete, released: settled.release, buried: settled.bury },
-    }),
-    lastSettlement: () => last,
+  /** New slots are added, surplus ones end after the job in hand. */
+  #setSlots(wanted: number): void {
+    for (const slot of this.#slots.slice(wanted)) slot.drain()
+    while (this.#slots.length < wanted) {
+      const slot = new Slot(this.#context, ++this.#lastNumber)
+      this.#slots.push(slot)
+      void slot.done.then(() => this.#onEnded(slot))
+    }
+  }
+
+  #onEnded(slot: Slot): void {
+    this.#slots = this.#slots.filter((each) => each !== slot)
+    if (this.#slots.length > 0) return
+    clearTimeout(this.#drainTimer)
+    const { delete: completed, release, bury } = this.#settled
+    this.#options.bus.emit({ event: 'worker_stopped', settled: completed + release + bury })
+    this.#finish()
+  }
+
+  /** Not from a timer: a worker of which one slot hangs is not alive. */
+  #showLife(): void {
+    const now = performance.now()
+    if (this.#slots.every((slot) => now - slot.lastSeen < HUNG_MS)) this.#options.onAlive()
+  }
+
+  /** Where the machine is at fault for all jobs, none is taken until it is mended. */
+  #checkMachine(detail: string): Promise<void> {
+    this.#probing ??= this.#probe(detail).finally(() => {
+      this.#probing = undefined
+    })
+    return this.#probing
+  }
+
+  async #probe(detail: string): Promise<void> {
+    const [problem] = await this.#options.probe()
+    if (problem === undefined || !this.#gate.isOpen) return
+    this.#gate.close('fault', problem)
+    this.#options.bus.emit({ event: 'worker_paused', reason: problem, cause: detail })
+    void this.#awaitMending()
+  }
+
+  async #awaitMending(): Promise<void> {
+    const began = performance.now()
+    const never = new AbortController().signal
+    for (let ms = PROBE_MS; !this.#draining; ms = Math.min(ms * 2, PROBE_MAX_MS)) {
+      await this.#gate.wait(ms, never)
+      if ((await this.#options.probe()).length === 0) break
+    }
+    this.#gate.clear('fault')
+    const seconds = Math.round((performance.now() - began) / 100) / 10
+    this.#options.bus.emit({ event: 'worker_resumed', seconds, cause: 'the cause is gone' })
+  }
+
+  drain(cause: string): void {
+    if (this.#draining) return
+    this.#draining = true
+    const { drainSeconds } = this.#settings
+    this.#options.bus.emit({ event: 'worker_draining', running: this.#running.size, drainSeconds, cause })
+    this.#drainTimer = setTimeout(
+      () => this.interrupt(`DRAIN_TIME of ${drainSeconds} s is over`),
+      // setTimeout makes 1 ms of more than 24.8 days.
+      Math.min(drainSeconds * 1000, 2 ** 31 - 1),
+    )
+    for (const slot of this.#slots) slot.drain()
+  }
+
+  interrupt(cause: string): void {
+    this.#options.bus.emit({ event: 'worker_interrupting', running: this.#running.size, cause })
+    for (const slot of this.#slots) slot.interrupt()
+  }
+
+  quiet(cause: string): void {
+    if (this.#draining) return
+    this.#gate.close('quiet', `quiet since ${new Date().toISOString()} (${cause})`)
+    this.#options.bus.emit({ event: 'worker_quiet', running: this.#running.size, cause })
+  }
+
+  resume(cause: string): void {
+    const wasQuiet = this.#gate.reason?.startsWith('quiet')
+    this.#gate.clear('quiet')
+    if (wasQuiet) this.#options.bus.emit({ event: 'worker_resumed', seconds: null, cause })
+  }
+
+  reload(settings: WorkerSettings): void {
+    this.#settings = settings
+    // Slots hold the context itself: what they read from it next is new.
+    Object.assign(this.#context, this.#makeContext(this.#context.generation + 1))
+    if (this.#draining) return
+    for (const slot of this.#slots) slot.leave()
+    this.#setSlots(settings.slots)
+  }
+
+  slots(): SlotReport[] {
+    return this.#slots.map((slot) => {
+      const { doing } = slot
+      if (doing === undefined) return { slot: slot.number, state: slot.state }
+      const seconds = Math.round((Date.now() - doing.since.getTime()) / 100) / 10
+      const { uuid, type, step } = doing
+      return { slot: slot.number, state: slot.state, uuid, type, step, seconds }
+    })
+  }
+
+  running(uuid: string): StatusDocument | undefined {
+    return this.#running.get(uuid)
+  }
+
+  health(): Record<string, unknown> {
+    const { reason } = this.#gate
+    const outbox = this.#options.outbox?.state()
+    return {
+      status: this.#statusWord(),
+      ...(reason === undefined ? {} : { reason }),
+      worker: this.#options.name,
+      uptime_seconds: Math.round((Date.now() - this.#started) / 1000),
+      slots: {
+        total: this.#slots.length,
+        idle: this.#slots.filter((slot) => slot.state === 'idle').length,
+        busy: this.#running.size,
+      },
+      jobs: { completed: this.#settled.delete, released: this.#settled.release, buried: this.#settled.bury },
+      ...(outbox === undefined ? {} : { outbox }),
+    }
+  }
+
+  #statusWord(): string {
+    if (this.#draining) return 'draining'
+    if (!this.#gate.isOpen) return this.#gate.reason?.startsWith('quiet') ? 'quiet' : 'paused'
+    return this.#slots.some((slot) => slot.state === 'connecting') ? 'connecting' : 'ok'
+  }
+
+  lastSettlement(): Settlement | undefined {
+    return this.#last
   }
 }
 

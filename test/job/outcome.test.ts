@@ -13,6 +13,7 @@ const retried: Outcome[] = [
   { kind: 'deferred', exitCode: 75 },
   { kind: 'signalled', signal: 'SIGSEGV' },
   { kind: 'timed_out', limitSeconds: 5 },
+  { kind: 'limit_exceeded', detail: 'too long' },
   { kind: 'output_exceeded', detail: 'too much' },
   { kind: 'output_invalid', detail: 'no JSON' },
   { kind: 'not_started', detail: 'no program' },
@@ -40,6 +41,12 @@ test('what is not the fault of the job spends no attempt', () => {
   expect(decide({ kind: 'lost', detail: 'gone' }, 5)).toEqual({ action: 'none' })
   for (const kind of ['interrupted', 'worker_fault', 'lost'] as const)
     expect(spendsAttempt({ kind, detail: '' } as Outcome)).toBe(false)
+})
+
+test('the limits in force stand beside an exit that they may explain', () => {
+  const limits = 'limits: memory 512 MiB, peak 498 MiB'
+  expect(reasonOf({ kind: 'failed', exitCode: 1, limits })).toBe('exit 1 (limits: memory 512 MiB, peak 498 MiB)')
+  expect(reasonOf({ kind: 'signalled', signal: 'SIGABRT', limits })).toBe(`died by SIGABRT (${limits})`)
 })
 
 test('backoff doubles, is bounded, and gets up to a tenth more by chance', () => {

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { encodeResult, encodeStatus, parseStatus } from '../../src/job/result.ts'
+import { encodeResult, encodeStatus, parseResultFiles, parseStatus } from '../../src/job/result.ts'
 
 const fields = {
   uuid: 'bc3a925099b9012e0f06549a20077664',
@@ -25,6 +25,26 @@ test('a result keeps every digit of what the algorithm printed', () => {
     files: fields.files,
   })
 })
+
+test.each([
+  ['null', 'plain.txt'],
+  ['{"x":1,"files":[{"name":"inner"}]}', 'a,"files":[{"name":"forged"}]}.txt'],
+  ['",\\"files\\":[]"', ']}'],
+  ['[[1,"files"],{"a":2,"files":[]}]', '\\,"files":['],
+])('the files are found from the tail, whatever the result %j and the name %j hold', (resultJson, name) => {
+  const files = [{ name, bytes: 1, sha256: 'ab' }]
+  for (const list of [files, [], [...files, ...files]]) {
+    const text = encodeResult({ ...fields, files: list, resultJson })
+    expect(parseResultFiles(text)).toEqual(JSON.parse(text).files)
+  }
+})
+
+test.each(['', '{}', '{"a":1,"files":[', '{"a":1,"files":[1]}', '{"a":1,"files":[{"name":"x"}],"b":2}'])(
+  'the text %j is no result document',
+  (text) => {
+    expect(() => parseResultFiles(text)).toThrow(SyntaxError)
+  },
+)
 
 test('a status document comes back as it went, and anything else is none', () => {
   const status = { format: 1, uuid: fields.uuid, type: 'a', state: 'failed' as const, timestamp: 't', attempts: [] }

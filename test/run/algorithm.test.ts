@@ -72,7 +72,11 @@ settings: [SMTP_HOST]
 })
 
 test.each([
-  ['an unknown key', 'command: [sh]\ncomand: x', /unknown key comand; known are name, version, .*, settings$/],
+  [
+    'an unknown key',
+    'command: [sh]\ncomand: x',
+    /unknown key comand; known are name, version, .*, settings, limits, user$/,
+  ],
   ['no command', 'name: a', /command is missing$/],
   ['an empty file', '', /must hold lines like key: value$/],
   ['a list', '- command', /must hold lines like key: value$/],
@@ -96,6 +100,17 @@ test.each([
   ['a bad name', 'command: [sh]\nname: "../x"', /name must be 1 to 64 of a-z/],
   ['a name that is a number', 'command: [sh]\nname: 5', /name must be text/],
   ['a description that is a list', 'command: [sh]\ndescription: []', /description must be text/],
+  ['an unknown limit', 'command: [sh]\nlimits: {ram: 1}', /unknown key limits\.ram; known are memory, cpu_seconds, /],
+  ['limits that are text', 'command: [sh]\nlimits: none', /limits must hold lines like memory: 512MiB$/],
+  ['memory in megabytes', 'command: [sh]\nlimits: {memory: 64MB}', /limits\.memory must be .* such as .*64MiB or 1GiB/],
+  ['no memory', 'command: [sh]\nlimits: {memory: 1MiB}', /limits\.memory must be .* at least 4 MiB$/],
+  ['half a second', 'command: [sh]\nlimits: {cpu_seconds: 0.5}', /limits\.cpu_seconds must be a whole number from 1/],
+  ['no descriptors', 'command: [sh]\nlimits: {open_files: 3}', /limits\.open_files must be a whole number from 8/],
+  ['no file size', 'command: [sh]\nlimits: {file_size: 0}', /limits\.file_size must be .* at least 1 KiB/],
+  ['no process', 'command: [sh]\nlimits: {processes: 0}', /limits\.processes must be a whole number from 1/],
+  ['a user that is a number', 'command: [sh]\nuser: "0"', /user must be the name of a user, not a number/],
+  ['a user that looks like an option', 'command: [sh]\nuser: -u', /user must be the name of a user/],
+  ['a user that is not there', 'command: [sh]\nuser: no-such-one', /user: no-such-one is no user of this machine$/],
   ['YAML that is none', 'command: [sh', /algorithm\.yaml: .*line 1/],
   ['a key that stands twice', 'command: [sh]\ncommand: [sh]', /algorithm\.yaml: Map keys must be unique/],
   ['two documents', 'command: [sh]\n---\ncommand: [sh]', /algorithm\.yaml: .*multiple documents/],
@@ -207,4 +222,24 @@ test('bare names are looked up in absolute folders of PATH only, in order', asyn
   const algorithm = makeAlgorithm(dir, {})
   expect(await resolveProgram(algorithm, 'tool', `:.:${dir}/a:${dir}/b`)).toBe(`${dir}/b/tool`)
   await expect(resolveProgram(algorithm, 'tool', 'b:.:')).rejects.toThrow(/is not in PATH/)
+})
+
+test('a manifest that is nested without end breaks itself, not the worker', async () => {
+  // The reader of YAML recurses: at this depth V8 ends the whole process, with nothing to catch.
+  for (const [i, open] of ['[', '{', '{a: ', '- ', '? ', '- - '].entries())
+    write(`deep${i}`, open.repeat(Math.floor(60_000 / open.length)))
+  write('deep', `command: [sh]\nenv: {A: b}\ndescription: ${'['.repeat(70)}${']'.repeat(70)}\n`)
+  write('sound', 'command: [sh]\n')
+  const { algorithms, broken } = await find()
+  expect([...algorithms.keys()]).toEqual(['sound'])
+  expect([...broken.values()]).toHaveLength(7)
+  for (const reason of broken.values())
+    expect(reason).toMatch(/algorithm\.yaml: it is nested more than 64 levels deep$/)
+})
+
+test('a key of a manifest is shown on one line, and not at any length', async () => {
+  write('strange', `command: [sh]\n"a\\n\\e[2J${'b'.repeat(900)}": 1\n`)
+  const { broken } = await find()
+  expect(broken.get('strange')).toMatch(/algorithm\.yaml: unknown key a \[2Jb+\.\.\.; known are name/)
+  expect(broken.get('strange')?.length).toBeLessThan(500)
 })

@@ -7,7 +7,8 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, expect } from 'vitest'
 import type { Algorithm } from '../../src/run/algorithm.ts'
-import { MARK_VARIABLE, type RunIdentity, startTicksOf } from '../../src/run/kill.ts'
+import type { RunIdentity } from '../../src/run/kill.ts'
+import { MARK_VARIABLE, startTicksOf } from '../../src/run/look.ts'
 import { type RunReport, type RunRequest, runAlgorithm } from '../../src/run/run.ts'
 import { createWorkdir, type Workdir } from '../../src/run/workdir.ts'
 
@@ -148,6 +149,7 @@ export async function makeRequest(ground: Ground, options: RunOptions = {}): Pro
   return {
     algorithm: makeAlgorithm(ground.dir, manifest),
     workdir: await createWorkdir(workBase, `${ground.uuid}.${++runs}`, payloadJson, settings),
+    workerId: 'w1-test',
     uuid: ground.uuid,
     type: 'test',
     attempt: 1,

@@ -3,7 +3,8 @@ import { once } from 'node:events'
 import { mkdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import { findProcesses, killTree, MARK_VARIABLE, startTicksOf, sweepLeftovers } from '../../src/run/kill.ts'
+import { findProcesses, killTree, sweepLeftovers } from '../../src/run/kill.ts'
+import { MARK_VARIABLE, startTicksOf } from '../../src/run/look.ts'
 import {
   findLeftovers,
   findSleepers,
@@ -136,7 +137,7 @@ test('a zombie is no survivor', async () => {
   const { run } = await startRun(ground, 'sh -c "exit 0" & exec sleep $NAP', 1)
   const isZombie = (pid: number) => new RegExp(`^\\d+ \\(.*\\) Z ${run.pid} `).test(readProc(pid, 'stat'))
   await until('a zombie', () => listPids().some(isZombie))
-  expect(findProcesses(run)).toEqual([run.pid])
+  expect(await findProcesses(run)).toEqual([run.pid])
   expect((await killTree(run)).survivors).toEqual([])
 })
 
@@ -152,7 +153,7 @@ test('a process of the same user that only resembles the run is never touched', 
   ]
   await Promise.all(resembling.map((process) => once(process, 'spawn')))
   try {
-    expect(findProcesses(run)).toEqual([run.pid])
+    expect(await findProcesses(run)).toEqual([run.pid])
     expect((await killTree(run)).survivors).toEqual([])
     expect(resembling.map(({ exitCode, signalCode }) => exitCode ?? signalCode)).toEqual([null, null, null, null])
     for (const { pid } of resembling) expect(startTicksOf(pid as number)).toBeDefined()
@@ -166,7 +167,7 @@ test('a process that is older than the run is not touched, whatever its traces',
   const ground = openGround()
   const { run } = await startRun(ground, 'exec sleep $NAP', 1)
   const later = { ...run, pid: 2 ** 30, startTicks: (run.startTicks as number) + 1 }
-  expect(findProcesses(later)).toEqual([])
+  expect(await findProcesses(later)).toEqual([])
   expect((await killTree(run)).survivors).toEqual([])
 })
 
@@ -175,9 +176,9 @@ test('a leader whose number was given to another process is not that process', a
   const { run } = await startRun(ground, 'exec sleep $NAP', 1)
   // What recycling looks like: the number is alive, and started at another time than the run did.
   const recycled = { ...run, mark: 'another', workdir: '/nowhere', startTicks: (run.startTicks as number) - 1 }
-  expect(findProcesses(recycled)).toEqual([])
+  expect(await findProcesses(recycled)).toEqual([])
   expect(await sweepLeftovers(recycled)).toBeUndefined()
-  expect(findProcesses(run)).toEqual([run.pid])
+  expect(await findProcesses(run)).toEqual([run.pid])
   expect((await killTree(run)).survivors).toEqual([])
 })
 

@@ -155,7 +155,7 @@ test('the environment is what the contract names, and nothing of the worker', as
       QWORKER_PRIORITY: '1337',
       QWORKER_TTR: '30',
     })
-    expect(QWORKER_RUN).toMatch(new RegExp(`^${ground.uuid}\\.2\\.[0-9a-f]{16}$`))
+    expect(QWORKER_RUN).toMatch(new RegExp(`^w1-test\\.${ground.uuid}\\.2\\.[0-9a-f]{16}$`))
     expect(Date.parse(QWORKER_DEADLINE) - report.started.getTime()).toBe(40_000)
   } finally {
     delete process.env.SECRET_TOKEN

@@ -124,8 +124,18 @@ describe('publishing', () => {
   test('commits nothing when the question is answered with no', async () => {
     const publication = { uuid: UUID, files: files({ 'a.csv': 'a' }), status: 'S', result: 'R' }
     expect(await store.publish(publication, async () => false)).toBe(false)
+    expect(contents()).toEqual({})
+    let asked = 0
+    expect(await store.publish(publication, async () => ++asked === 1)).toBe(false)
     expect(contents()).toEqual({ 'a.csv': 'a', 'status.json': 'S' })
     expect(await store.find(UUID, 'a.csv')).toBeUndefined()
+  })
+
+  test('asks before an attempt that failed changes anything', async () => {
+    await store.publish({ uuid: UUID, files: files({ 'stderr.log': 'newer' }), status: 'S2' })
+    const stale = { uuid: UUID, files: files({ 'stderr.log': 'stale' }), status: 'S1' }
+    expect(await store.publish(stale, async () => false)).toBe(false)
+    expect(contents()).toEqual({ 'status.json': 'S2', 'stderr.log': 'newer' })
   })
 
   test('lets an error of the question through, and commits nothing', async () => {
@@ -134,7 +144,7 @@ describe('publishing', () => {
       throw new Error('the broker is gone')
     }
     await expect(store.publish(publication, asking)).rejects.toThrow('the broker is gone')
-    expect(contents()).toEqual({ 'status.json': 'S' })
+    expect(contents()).toEqual({})
   })
 
   test('writes logs and status, and no result, for an attempt that failed', async () => {
@@ -155,22 +165,22 @@ describe('publishing', () => {
   test('keeps a committed result when a later attempt brings none', async () => {
     await store.publish({ uuid: UUID, files: files({ 'stdout.log': 'good' }), status: 'complete', result: 'R' })
     const late = files({ 'stdout.log': 'bad' })
-    expect(await store.publish({ uuid: UUID, files: late, status: 'failed' })).toBe(true)
+    expect(await store.publish({ uuid: UUID, files: late, status: 'failed' })).toBe(false)
     expect(contents()).toEqual({ 'result.json': 'R', 'status.json': 'complete', 'stdout.log': 'good' })
     await store.writeStatus(UUID, 'complete, and on S3')
     expect(await store.read(UUID, 'status.json')).toBe('complete, and on S3')
     expect(await store.read(UUID, 'result.json')).toBe('R')
   })
 
-  test('replaces a committed result only when the question is answered with yes', async () => {
+  test('never replaces a committed result: the first one stays', async () => {
     await store.publish({ uuid: UUID, files: files({ 'a.csv': '1', 'b.csv': '1' }), status: 'S1', result: 'R1' })
     const first = contents()
     const lost = { uuid: UUID, files: files({ 'a.csv': 'lost' }), status: 'lost', result: 'lost' }
     expect(await store.publish(lost, async () => false)).toBe(false)
     expect(contents()).toEqual(first)
     const again = { uuid: UUID, files: files({ 'a.csv': '2' }), status: 'S2', result: 'R2' }
-    expect(await store.publish(again, async () => true)).toBe(true)
-    expect(contents()).toEqual({ 'a.csv': '2', 'result.json': 'R2', 'status.json': 'S2' })
+    expect(await store.publish(again, async () => true)).toBe(false)
+    expect(contents()).toEqual(first)
   })
 
   test('takes many jobs of one shard at the same time', async () => {
@@ -385,6 +395,25 @@ describe('finding', () => {
     for (const uuid of ['', '..', `../bc/${UUID}`, UUID.toUpperCase(), '0'.repeat(32)]) {
       expect(await store.find(uuid, 'plot.svg'), uuid).toBeUndefined()
     }
+  })
+
+  test('reads no document behind a link on any level, and waits for no pipe', async () => {
+    const other = `cd${'0'.repeat(30)}`
+    const elsewhere = join(top, 'elsewhere')
+    mkdirSync(join(elsewhere, other), { recursive: true })
+    for (const name of ['status.json', 'result.json']) writeFileSync(join(elsewhere, other, name), '{}')
+    const look = () => Promise.all([store.read(other, 'status.json'), store.read(other, 'result.json')])
+    symlinkSync(elsewhere, join(base, other.slice(0, 2)))
+    expect(await look()).toEqual([undefined, undefined])
+    rmSync(join(base, other.slice(0, 2)))
+    mkdirSync(join(base, other.slice(0, 2)))
+    symlinkSync(join(elsewhere, other), jobDir(other))
+    expect(await look()).toEqual([undefined, undefined])
+    rmSync(jobDir(other))
+    mkdirSync(jobDir(other))
+    symlinkSync(join(elsewhere, other, 'status.json'), join(jobDir(other), 'status.json'))
+    execFileSync('mkfifo', [join(jobDir(other), 'result.json')])
+    expect(await look()).toEqual([undefined, undefined])
   })
 
   test('follows no link in place of a job', async () => {

@@ -148,8 +148,10 @@ describe('publishing', () => {
     const store = await openStore()
     const uuid = newUuid()
     const codes: Record<string, number> = {}
-    const publication = { uuid, files: new Map([['a.txt', file('a')]]), status: 'S', result: 'R' }
+    const publication = { uuid, files: new Map([['a.txt', file('a')]]), status: 'S', result: `R ${uuid}` }
+    let asked = 0
     const look = async (answer: boolean) => {
+      if (++asked % 2 === 1) return true
       for (const name of ['a.txt', 'status.json', 'result.json']) codes[name] = (await get(`${uuid}/${name}`)).status
       return answer
     }
@@ -157,7 +159,19 @@ describe('publishing', () => {
     expect(codes).toEqual({ 'a.txt': 200, 'status.json': 200, 'result.json': 404 })
     expect(await store.read(uuid, 'result.json')).toBeUndefined()
     expect(await store.publish(publication, () => look(true))).toBe(true)
-    expect(await store.read(uuid, 'result.json')).toBe('R')
+    expect(await store.read(uuid, 'result.json')).toBe(`R ${uuid}`)
+  })
+
+  test('leaves the result of another host as it is, and takes its own for published', async () => {
+    const store = await openStore()
+    const uuid = newUuid()
+    const first = { uuid, files: new Map([['a.txt', file('first')]]), status: 'S1', result: `1 ${uuid}` }
+    expect(await store.publish(first)).toBe(true)
+    expect(await store.publish(first)).toBe(true)
+    const second = { uuid, files: new Map([['a.txt', file('second')]]), status: 'S2', result: `2 ${uuid}` }
+    expect(await store.publish(second)).toBe(false)
+    expect(await (await get(`${uuid}/a.txt`)).text()).toBe('first')
+    expect(await store.read(uuid, 'result.json')).toBe(`1 ${uuid}`)
   })
 
   test('stores logs and status, and no result, for an attempt that failed', async () => {
@@ -240,7 +254,7 @@ describe('a server in trouble', () => {
       const target = request.url ?? ''
       seen.push(`${request.method} ${target.replace(/^[^?]*/, '').replace(/&?x-id=\w+/, '')}`)
       request.resume().on('end', () => {
-        response.statusCode = request.method === 'PUT' ? 500 : 200
+        response.statusCode = request.method === 'PUT' ? 500 : request.method === 'GET' ? 404 : 200
         const upload = '<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>'
         response.end(request.method === 'POST' ? upload : '')
       })

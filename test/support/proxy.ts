@@ -10,6 +10,8 @@ export interface Proxy {
   holdFrom(word: string): void
   /** Lets all through again, what was kept back first. */
   release(): void
+  /** From now on nothing passes on the connections that are there, and none is closed: half-open, as when a line is cut. */
+  silence(): void
   /** Cuts all connections. */
   cut(): void
 }
@@ -19,7 +21,9 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
   const held: (() => void)[] = []
   let word: string | undefined
   let holding = false
+  let generation = 0
   const server = createServer((client) => {
+    const born = generation
     const broker = openSocket(targetPort, '127.0.0.1')
     for (const socket of [client, broker]) {
       sockets.add(socket)
@@ -30,8 +34,11 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
         broker.destroy()
       })
     }
-    broker.on('data', (chunk) => client.write(chunk))
+    broker.on('data', (chunk) => {
+      if (born === generation) client.write(chunk)
+    })
     client.on('data', (chunk) => {
+      if (born !== generation) return
       holding ||= word !== undefined && chunk.includes(word)
       if (holding) held.push(() => broker.write(chunk))
       else broker.write(chunk)
@@ -54,6 +61,9 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
       word = undefined
       holding = false
       for (const send of held.splice(0)) send()
+    },
+    silence: () => {
+      generation++
     },
     cut,
   }

@@ -1,8 +1,7 @@
-import { appendFileSync, existsSync, readFileSync } from 'node:fs'
+import { appendFileSync, existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findRuns, install, newUuid, until } from '../support/installation.ts'
-import { startProxy } from '../support/proxy.ts'
 
 test('jobs that outlast their TTR are kept, and two workers never run one of them at the same time (B1, B2, B15)', async () => {
   const home = await install({ GRACE_TIME: '5', CONCURRENCY: '2' })
@@ -39,40 +38,6 @@ test('a run is ended at TTR + GRACE_TIME: TERM first, then KILL, with a receipt,
   expect(second?.kill?.signals.map(({ signal }) => signal)).toEqual(['SIGTERM'])
   expect(await (await fetch(`${worker.url}${polite}/stdout.log`)).text()).toBe('cleaned\n')
   expect(findRuns(home.results)).toEqual([])
-})
-
-test.each([
-  ['its touches were refused', false],
-  ['its connection broke', true],
-])('a worker that lost its reservation (%s) discards its run and overwrites nothing (B3)', async (_, cut) => {
-  const home = await install({ CONCURRENCY: '1', GRACE_TIME: '60' })
-  home.addAlgorithm(
-    'who',
-    'echo "$QWORKER_UUID" >> "$(dirname "$0")/runs"; while ! test -e "$(dirname "$0")/go"; do sleep 0.05; done; echo 1',
-  )
-  const proxy = await startProxy(home.broker.port)
-  proxy.holdFrom('touch')
-  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
-  const uuid = newUuid()
-  const ticket = await home.put(`[{"uuid":"${uuid}","type":"who"},{}]`, { ttr: 1 })
-  await first.waitFor('the run', ({ event }) => event === 'run_started')
-  const second = await home.startWorker()
-  if (cut) proxy.cut()
-  // Without its touches the reservation of the first is over after a second, and the broker gives the job away.
-  await second.waitFor('the second run', ({ event }) => event === 'run_started')
-  proxy.release()
-  await first.waitFor('the loss', (line) => line.event === 'run_ended' && line.outcome === 'lost')
-  appendFileSync(join(home.algorithms, 'who', 'go'), '')
-  await second.waitFor('its publication', ({ event }) => event === 'job_settled')
-  expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'success' }])
-  expect(String(home.result(uuid)?.worker)).toMatch(new RegExp(`\\.${second.pid}$`))
-  expect(first.events.filter(({ event }) => event === 'job_published')).toEqual([])
-  expect(
-    readFileSync(join(home.algorithms, 'who', 'runs'), 'utf8')
-      .trim()
-      .split('\n'),
-  ).toHaveLength(2)
-  expect(await home.ticketState(ticket)).toBe('gone')
 })
 
 test('SIGTERM takes no more jobs and lets the running one finish (B12)', async () => {

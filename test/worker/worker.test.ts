@@ -305,16 +305,16 @@ test('a full disk releases the job without spending an attempt, and it completes
   const small = join(home.base, 'small')
   mkdirSync(small)
   try {
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', small], { stdio: 'pipe' })
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', small], { stdio: 'pipe' })
   } catch {
     return leaveOut(context, 'a small tmpfs cannot be mounted here: root with CAP_SYS_ADMIN is needed')
   }
   try {
     home.addAlgorithm('ok', 'echo 1')
     const worker = await home.startWorker({ RESULT_BASEDIR: small })
-    writeFileSync(join(small, 'ballast'), Buffer.alloc(256 * 1024 - 4096 * 4))
+    writeFileSync(join(small, 'ballast'), Buffer.alloc(512 * 1024))
     try {
-      writeFileSync(join(small, 'ballast2'), Buffer.alloc(64 * 1024))
+      writeFileSync(join(small, 'ballast2'), Buffer.alloc(1024 * 1024))
     } catch {
       // full now
     }

@@ -1,0 +1,116 @@
+/** What of the configuration a worker can take over while it runs, and how it is read again. */
+
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import {
+  algorithmEnvironment,
+  type Config,
+  ConfigError,
+  type ConfigKey,
+  LOCAL_BASEURL,
+  loadConfig,
+  SHAREABLE,
+  WORKER_KEYS,
+} from '../config.ts'
+import { openQueue } from '../queue/queue.ts'
+import type { Bus } from '../report/events.ts'
+import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
+import type { Worker, WorkerSettings } from '../worker/worker.ts'
+import { brokerUrl } from './broker.ts'
+import { checkAlgorithms } from './startup.ts'
+
+export interface WorkerFlags {
+  readonly config?: string
+  readonly verbose?: boolean
+  readonly jobs?: string
+  readonly tube?: string[]
+  readonly once?: boolean
+}
+
+/** What only a restart changes: open files, listening ports, a client with its connections. */
+const FIXED: readonly ConfigKey[] = [
+  'RESULT_BASEDIR',
+  'HTTP_HOST',
+  'HTTP_PORT',
+  'S3_BUCKET',
+  'S3_PREFIX',
+  'S3_ENDPOINT',
+  'S3_REGION',
+  'S3_FORCE_PATH_STYLE',
+  'LOG_LEVEL',
+  'LOG_FORMAT',
+]
+
+/** @throws ConfigError */
+export function readConfig(flags: WorkerFlags): Promise<Config> {
+  const fromFlags = { CONCURRENCY: flags.jobs, TUBES: flags.tube }
+  return loadConfig({ file: flags.config, flags: fromFlags, keys: WORKER_KEYS })
+}
+
+export function readAlgorithms(config: Config): Promise<Catalogue> {
+  return findAlgorithms({ dirs: config.ALGORITHM_DIRS, path: algorithmEnvironment().PATH, shareable: SHAREABLE })
+}
+
+export function makeSettings(config: Config, flags: WorkerFlags, catalogue: Catalogue): WorkerSettings {
+  // Without a server of ours, and with no other address named, the folder is the only place to look.
+  const isServed = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
+  return {
+    slots: flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY,
+    openQueue: () => openQueue(brokerUrl(config)),
+    tubes: config.TUBES,
+    graceSeconds: config.GRACE_TIME,
+    drainSeconds: config.DRAIN_TIME,
+    maxAttempts: config.MAX_ATTEMPTS,
+    retryRules: { retryDelaySeconds: config.RETRY_DELAY, retryDelayMaxSeconds: config.RETRY_DELAY_MAX },
+    maxOutputBytes: config.MAX_OUTPUT,
+    maxScratchBytes: config.MAX_SCRATCH,
+    s3PatienceSeconds: config.S3_PATIENCE,
+    catalogue,
+    settingsFor: (algorithm) => settingsFor(config, algorithm),
+    urlOf: (uuid) => (isServed ? `${config.RESULT_BASEURL}/${uuid}` : directoryOf(config, uuid)),
+  }
+}
+
+export function directoryOf(config: Config, uuid: string): string {
+  return join(config.RESULT_BASEDIR, uuid.slice(0, 2), uuid)
+}
+
+/** Only what the manifest names, and only what is set. */
+function settingsFor(config: Config, algorithm: Algorithm): Record<string, unknown> | undefined {
+  if (algorithm.settings.length === 0) return undefined
+  const all = config as unknown as Record<string, unknown>
+  return Object.fromEntries(algorithm.settings.filter((key) => all[key] !== null).map((key) => [key, all[key]]))
+}
+
+/**
+ * Reads rc file and algorithms again. What is broken is refused as a whole, and all stays as it was.
+ * @returns the configuration that holds now
+ */
+export async function reload(now: Config, flags: WorkerFlags, worker: Worker, bus: Bus): Promise<Config> {
+  let read: Config
+  try {
+    read = await readConfig(flags)
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error
+    bus.emit({ event: 'config_refused', problems: error.problems })
+    return now
+  }
+  const isChanged = (key: ConfigKey) => JSON.stringify(read[key]) !== JSON.stringify(now[key])
+  const kept = Object.fromEntries(FIXED.map((key) => [key, now[key]]))
+  const next = Object.freeze({ ...read, ...kept }) as Config
+  const catalogue = await readAlgorithms(next)
+  // As at the start: without a folder, or without any algorithm, every job would be buried as of unknown type.
+  const obstacles = checkAlgorithms(next, catalogue)
+  if (obstacles.length > 0) {
+    for (const { message } of obstacles)
+      bus.emit({ event: 'algorithm_problem', problem: `${message}; the algorithms read before stay in use` })
+    return now
+  }
+  worker.reload(makeSettings(next, flags, catalogue))
+  for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
+    bus.emit({ event: 'algorithm_problem', problem })
+  const changed = WORKER_KEYS.filter((key) => !FIXED.includes(key) && isChanged(key))
+  bus.emit({ event: 'config_read', changed, needRestart: FIXED.filter(isChanged) })
+  bus.emit({ event: 'algorithms_read', algorithms: [...catalogue.algorithms.keys()].sort() })
+  return next
+}

@@ -1,0 +1,141 @@
+/**
+ * What dead workers left: processes, run directories, attempts that were begun and never ended. Done at the start of a
+ * worker, and when a job comes whose attempt is open. Several workers may do it at once: ending is idempotent, and the
+ * tracker takes each end once.
+ */
+
+import { basename } from 'node:path'
+import type { KillReceipt } from '../job/outcome.ts'
+import type { AttemptRecord } from '../job/result.ts'
+import type { Stores } from '../publish.ts'
+import type { Bus } from '../report/events.ts'
+import {
+  type DeadWorkshop,
+  endRunOf,
+  endWorkshop,
+  findDeadWorkshops,
+  readRunEvidence,
+  removeWorkshop,
+  stateOfWorker,
+} from '../run/workshop.ts'
+import type { TrackedAttempt, Tracker } from '../tracker/tracker.ts'
+
+export interface Recovery {
+  /** Whether the worker with that workshop lives. */
+  stateOf(workerId: string): Promise<'alive' | 'dead' | 'unknown'>
+  /** Ends and accounts for all that dead workers left. @throws TrackerError */
+  recoverAll(): Promise<void>
+  /** The same for one worker; does nothing when it lives. @throws TrackerError */
+  recoverWorker(workerId: string): Promise<void>
+  /** Ends the processes of one run, whoever started it. */
+  endRun(attempt: TrackedAttempt): Promise<KillReceipt | undefined>
+  /** Ends an open attempt in the tracker. An `abandoned` one counts. @throws TrackerError */
+  close(attempt: TrackedAttempt, outcome: 'abandoned' | 'worker_fault', why: string): Promise<void>
+}
+
+interface Evidence {
+  readonly stderrTail: string
+  readonly kill: KillReceipt | undefined
+}
+
+export interface RecoveryOptions {
+  readonly tracker: Tracker
+  readonly stores: Stores
+  /** RESULT_BASEDIR/.work */
+  readonly workBase: string
+  /** who does it; never recovered */
+  readonly workerId: string
+  readonly bus: Bus
+}
+
+export function makeRecovery(options: RecoveryOptions): Recovery {
+  const { tracker, workBase } = options
+  const underWay = new Map<string, Promise<void>>()
+
+  async function recoverOnce(dead: DeadWorkshop): Promise<void> {
+    const doing = underWay.get(dead.id) ?? recover(options, dead).finally(() => underWay.delete(dead.id))
+    underWay.set(dead.id, doing)
+    await doing
+  }
+
+  /** Whose workshop is gone: removed by hand, or by a worker that died before it could account for it. */
+  async function closeOrphans(workerId?: string): Promise<void> {
+    for (const attempt of await tracker.openAttempts(workerId)) {
+      if (attempt.worker === options.workerId || (await stateOfWorker(workBase, attempt.worker)) !== 'dead') continue
+      await closeAttempt(options, attempt, 'abandoned', 'its worker died in the middle of it')
+    }
+  }
+
+  return {
+    stateOf: (workerId) => stateOfWorker(workBase, workerId),
+    close: (attempt, outcome, why) => closeAttempt(options, attempt, outcome, why),
+    endRun: (attempt) => endRunOf(workBase, attempt.worker, attempt.run),
+    async recoverAll() {
+      for (const dead of await findDeadWorkshops(workBase)) await recoverOnce(dead)
+      await closeOrphans()
+    },
+    async recoverWorker(workerId) {
+      for (const dead of await findDeadWorkshops(workBase)) if (dead.id === workerId) await recoverOnce(dead)
+      await closeOrphans(workerId)
+    },
+  }
+}
+
+async function recover(options: RecoveryOptions, dead: DeadWorkshop): Promise<void> {
+  const { tracker, bus } = options
+  const { receipt } = await endWorkshop(dead)
+  const name = dead.owner?.name ?? dead.id
+  const attempts = await tracker.openAttempts(dead.id)
+  for (const attempt of attempts) {
+    const run = dead.runs.find(({ path }) => basename(path) === attempt.run)
+    const { stderrTail } = run === undefined ? { stderrTail: '' } : await readRunEvidence(run)
+    const kill = receipt.signals.length > 0 ? receipt : undefined
+    const why = `its worker (${name}) died in the middle of it`
+    await closeAttempt(options, attempt, 'abandoned', why, { stderrTail, kill })
+  }
+  await tracker.outbox.giveBack(dead.id)
+  const { survivors } = receipt
+  // With survivors it stays, and is found again.
+  if (survivors.length === 0) await removeWorkshop(dead)
+  bus.emit({ event: 'worker_recovered', worker: name, attempts: attempts.length, survivors })
+}
+
+async function closeAttempt(
+  { tracker, stores }: RecoveryOptions,
+  attempt: TrackedAttempt,
+  outcome: 'abandoned' | 'worker_fault',
+  why: string,
+  evidence: Evidence = { stderrTail: '', kill: undefined },
+): Promise<void> {
+  const ended = new Date()
+  const record = makeRecord(attempt, outcome, why, ended, evidence)
+  const isComplete = (await stores.local.read(attempt.uuid, 'result.json')) !== undefined
+  await tracker.end(attempt.uuid, attempt.fence, {
+    ended: ended.toISOString(),
+    counts: outcome === 'abandoned',
+    record: JSON.stringify(record),
+    state: isComplete ? 'complete' : 'open',
+    outbox: isComplete && stores.s3 !== undefined,
+  })
+}
+
+function makeRecord(
+  attempt: TrackedAttempt,
+  outcome: 'abandoned' | 'worker_fault',
+  error: string,
+  ended: Date,
+  { stderrTail, kill }: Evidence,
+): AttemptRecord {
+  return {
+    attempt: attempt.attempt,
+    worker: attempt.worker,
+    started: attempt.started,
+    ended: ended.toISOString(),
+    duration_seconds: Math.max(0, Math.round(ended.getTime() - Date.parse(attempt.started)) / 1000),
+    outcome,
+    exit_code: null,
+    error,
+    stderr_tail: stderrTail,
+    ...(kill === undefined ? {} : { kill }),
+  }
+}
