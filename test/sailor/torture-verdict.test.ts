@@ -25,9 +25,15 @@ const malformed: JobFacts = {
   s3: undefined,
 }
 
+const OPEN: unknown[] = ['ready', 'delayed', 'reserved']
+
 function facts(...jobs: JobFacts[]): Facts {
   const none = { publishedTwice: [], ranTwice: [], survivors: [], lateKills: [], leaks: [], crashes: [], stuck: [] }
-  return { jobs, ...none }
+  return {
+    jobs,
+    leftOpen: jobs.flatMap(({ puts }) => puts).filter(({ state }) => OPEN.includes(state)).length,
+    ...none,
+  }
 }
 
 function badRowsOf(given: Facts): string[] {
@@ -81,6 +87,10 @@ test('a put whose answer was lost is not counted as lost, whether the job is the
     ),
   )
   expect(verdict).toMatchObject({ clean: true, accepted: 0, unknown: 3, complete: 1, buried: 1 })
+})
+
+test('a job whose put was not answered and that waits for ever makes the verdict bad', () => {
+  expect(badRowsOf({ ...facts(complete), leftOpen: 1 })).toEqual(['unfinished'])
 })
 
 test('a job that was put twice is one job: complete when one of its tickets was run, whatever became of the other', () => {

@@ -62,7 +62,7 @@ export function makeLogbook(): Logbook {
         for (const line of readNew(file)) note(name, line)
       }
     },
-    linesOf: (uuid) => lines.get(uuid) ?? [],
+    linesOf: (uuid) => [...(lines.get(uuid) ?? [])].sort((a, b) => timeOf(a).localeCompare(timeOf(b))),
     publishedTwice: () =>
       [...published]
         .filter(([, attempts]) => attempts.size > 1)
@@ -70,6 +70,11 @@ export function makeLogbook(): Logbook {
     survivors: () => survivors,
     eventCount: (event) => counts.get(event) ?? 0,
   }
+}
+
+/** Logs are read one after the other; what happened is told in its order. */
+function timeOf(line: string): string {
+  return /"time":"([^"]*)"/.exec(line)?.[1] ?? ''
 }
 
 function keepLine(lines: Map<string, string[]>, uuid: string, line: string): void {

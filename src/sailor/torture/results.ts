@@ -14,8 +14,11 @@ interface Sighting {
 }
 
 export interface ResultWatch {
-  /** Looks for results of these jobs; at those that it knows it looks again, for changes. */
-  look(uuids: Iterable<string>): void
+  /**
+   * Looks for results of these jobs. At those that it knows it looks again, for changes: at a tenth of them each time,
+   * so that a long torture has time for other things, or at all.
+   */
+  look(uuids: Iterable<string>, again?: 'tenth' | 'all'): void
   readonly replaced: readonly Finding[]
   readonly seenCount: () => number
 }
@@ -23,10 +26,14 @@ export interface ResultWatch {
 export function watchResults(baseDir: string): ResultWatch {
   const seen = new Map<string, Sighting>()
   const replaced = new Map<string, Finding>()
+  let looks = 0
   return {
-    look: (uuids) => {
+    look: (uuids, again = 'tenth') => {
+      looks++
+      let number = 0
       for (const uuid of uuids) {
         const known = seen.get(uuid)
+        if (known !== undefined && again === 'tenth' && (number++ + looks) % 10 !== 0) continue
         const now = sightOf(join(jobDir(baseDir, uuid), 'result.json'), known)
         if (now === undefined) {
           if (known !== undefined) replaced.set(uuid, { id: uuid, detail: 'result.json was there and is gone' })

@@ -303,10 +303,11 @@ async function countMissingCopies({ rig, producers }: Scene, onS3: Set<string>):
 async function compare(scene: Scene): Promise<TortureReport> {
   const { options, rig, crew, lookout, logbook, watch, record } = scene
   logbook.read(crew.sailors.values())
-  watch.look(namedJobs(scene))
-  const jobs = await gatherJobs(scene)
+  watch.look(namedJobs(scene), 'all')
+  const { jobs, leftOpen } = await gatherJobs(scene)
   const verdict = computeVerdict({
     jobs,
+    leftOpen,
     publishedTwice: byJob([
       ...logbook.publishedTwice(),
       ...watch.replaced,
@@ -351,10 +352,11 @@ function byJob(findings: readonly Finding[]): Finding[] {
   return [...details].map(([id, all]) => ({ id, detail: [...new Set(all)].slice(0, 3).join('; ') }))
 }
 
-async function gatherJobs({ rig, producers, options }: Scene): Promise<JobFacts[]> {
+async function gatherJobs({ rig, producers, options }: Scene): Promise<{ jobs: JobFacts[]; leftOpen: number }> {
   const wire = openWire(rig.brokerHost, rig.brokerPort)
   const jobs: JobFacts[] = []
   try {
+    const leftOpen = (await countTube(wire, rig.tube)).open
     for (const { job, puts } of producers?.ledger.values() ?? []) {
       const { disk, files } = readDisk(rig.resultDir, job.hasStatus ? job.id : 'none')
       const told = await Promise.all(
@@ -370,7 +372,7 @@ async function gatherJobs({ rig, producers, options }: Scene): Promise<JobFacts[
       if (options.world.kind === 'deployment' && !options.keep)
         for (const { ticket } of puts) if (ticket !== undefined) await wire.ask(`delete ${ticket}`)
     }
-    return jobs
+    return { jobs, leftOpen }
   } finally {
     wire.close()
   }

@@ -36,6 +36,8 @@ export interface Finding {
 
 export interface Facts {
   readonly jobs: readonly JobFacts[]
+  /** tickets of the tube that are neither deleted nor buried, by the broker's own count */
+  readonly leftOpen: number
   readonly publishedTwice: readonly Finding[]
   readonly ranTwice: readonly Finding[]
   readonly survivors: readonly Finding[]
@@ -87,7 +89,7 @@ export function computeVerdict(facts: Facts): Verdict {
     .filter(({ disk, s3 }) => disk.result === 'whole' && s3 !== undefined && s3 !== 'same')
     .map(({ id, s3 }) => ({ id, detail: `complete on disk; on S3 it is ${s3}` }))
   const bad = {
-    unfinished: select('unfinished'),
+    unfinished: [...select('unfinished'), ...findUntold(facts)],
     lost: select('lost'),
     damaged: select('damaged'),
     notOnS3,
@@ -110,6 +112,17 @@ export function computeVerdict(facts: Facts): Verdict {
   }
 }
 
+/** Jobs of puts that were not answered, and that the broker has all the same: they must come to an end like others. */
+function findUntold({ jobs, leftOpen }: Facts): Finding[] {
+  const told = jobs.flatMap(({ puts }) => puts).filter(({ state }) => isOpen(state)).length
+  if (leftOpen <= told) return []
+  return [{ id: 'unanswered puts', detail: `the broker still has ${leftOpen - told} more than were accepted` }]
+}
+
+function isOpen(state: TicketState | undefined): boolean {
+  return state === 'ready' || state === 'delayed' || state === 'reserved'
+}
+
 function isAccepted({ puts }: JobFacts): boolean {
   return puts.some(({ answer }) => answer === 'accepted')
 }
@@ -118,7 +131,7 @@ function isAccepted({ puts }: JobFacts): boolean {
 function fateOf(job: JobFacts): Fate {
   const { disk, puts } = job
   const states = puts.flatMap(({ state }) => (state === undefined ? [] : [state]))
-  const open = states.filter((state) => state === 'ready' || state === 'delayed' || state === 'reserved')
+  const open = states.filter(isOpen)
   if (disk.result === 'damaged') return { row: 'damaged', detail: disk.damage ?? 'result.json is damaged' }
   if (open.length > 0) return { row: 'unfinished', detail: `the broker still has it ${open.join(', ')}` }
   if (disk.result === 'whole') return fateOfComplete(job)
