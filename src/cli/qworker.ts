@@ -208,7 +208,11 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     // One after the other: two that overlap could leave the older one in force.
     reloading = reloading.then(async () => {
       notifier.reloading()
-      current = await reload(current, flags, worker, bus)
+      current = await reload(current, flags, worker, bus).catch((error: unknown) => {
+        // Where descriptors are short, reading may fail in ways of its own. The next reload finds better times.
+        bus.emit({ event: 'config_refused', problems: [error instanceof Error ? error.message : String(error)] })
+        return current
+      })
       notifier.ready()
     })
   })

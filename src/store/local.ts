@@ -70,12 +70,12 @@ export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY)
   const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined }
   return {
     check: async () => {
-      // First: where another directory has its name by now, nothing is to be written.
-      const problem = await checkIdentity(base).then(
-        () => undefined,
-        (error: Error) => error.message,
-      )
-      return base.identity !== undefined && problem !== undefined ? [problem] : checkBase(base.path)
+      // What an unmount leaves is not to be written into, by a check either.
+      const other = base.identity === undefined ? undefined : await checkIdentity(base).catch((error: Error) => error)
+      if (other !== undefined) return [other.message]
+      const problems = await checkBase(base.path)
+      if (problems.length === 0) await checkIdentity(base)
+      return problems
     },
     prepare: (uuid) => prepare(base, uuid),
     publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),

@@ -147,7 +147,6 @@ async function work(job: Job): Promise<void> {
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
   const account = await takeAccount(context, ref.uuid, reservation, history, maxAttempts)
   if (account.kind !== 'begin') return endWithoutRun(job, account, history)
-  await context.stores.local.prepare(ref.uuid)
   await begin(job, algorithm, account.turn)
 }
 
@@ -208,6 +207,8 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
   }
   let workdir: Workdir | undefined
   try {
+    // Only now: a directory that refuses is a fault that is counted, so that the wait grows.
+    await context.stores.local.prepare(ref.uuid)
     workdir = await createWorkdir(
       ...([context.workshop, runId, job.workPackage.payloadJson] as const),
       ...([context.settingsFor(algorithm), algorithm.user] as const),
@@ -476,7 +477,7 @@ async function tellBroker(hand: Hand, settlement: Settlement, uuid: string | und
       return held.release({ priority, delaySeconds: settlement.delaySeconds })
     })
     if (!isTold) {
-      const error = `cannot ${action} job ${ticket}: it is not there, or no longer ours`
+      const error = `cannot ${action} job ${ticket}: ${hold.whyLost ?? 'it is no longer ours'}`
       context.bus.emit({ event: 'settle_failed', ...subject, action, error, gone: true })
     }
     return isTold

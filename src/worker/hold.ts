@@ -20,6 +20,8 @@ import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
 export interface Hold {
   /** as it was when it was made; its methods are this module's to call */
   readonly reservation: Reservation
+  /** why it is no longer ours; undefined while it is */
+  readonly whyLost: string | undefined
   /** Touches now. False when the reservation is no longer ours; while the broker is away this waits for it. */
   isOurs(): Promise<boolean>
   /** Tells the broker, again if the connection breaks meanwhile. False when there was nothing of ours left to settle. */
@@ -66,7 +68,7 @@ class TouchingHold implements Hold {
   readonly #giveUp = new AbortController()
   readonly #timer: NodeJS.Timeout
   #current: Reservation
-  #isLost = false
+  #whyLost: string | undefined
   #touching: Promise<boolean> | undefined
   #regaining: Promise<boolean> | undefined
 
@@ -80,6 +82,10 @@ class TouchingHold implements Hold {
     this.#timer = setInterval(() => void this.#touch(), ms)
   }
 
+  get whyLost(): string | undefined {
+    return this.#whyLost
+  }
+
   // A touch that is under way was sent before the question and proves nothing: ask again after it.
   async isOurs(): Promise<boolean> {
     await this.#touching
@@ -89,7 +95,7 @@ class TouchingHold implements Hold {
   async settle(tell: (reservation: Reservation) => Promise<void>): Promise<boolean> {
     for (let tries = 1; ; tries++) {
       await this.#touching
-      if (this.#isLost) return false
+      if (this.#whyLost !== undefined) return false
       try {
         await tell(this.#current)
         return true
@@ -112,8 +118,8 @@ class TouchingHold implements Hold {
   }
 
   #lose(detail: string): false {
-    if (!this.#isLost) {
-      this.#isLost = true
+    if (this.#whyLost === undefined) {
+      this.#whyLost = detail
       clearInterval(this.#timer)
       this.#options.onLost(`the reservation was lost: ${detail}`)
     }
@@ -128,7 +134,7 @@ class TouchingHold implements Hold {
   }
 
   async #touchOnce(): Promise<boolean> {
-    if (this.#isLost) return false
+    if (this.#whyLost !== undefined) return false
     try {
       await this.#current.touch()
       this.#options.onTouched()
@@ -140,7 +146,7 @@ class TouchingHold implements Hold {
   }
 
   #regain(cause: QueueError): Promise<boolean> {
-    if (this.#isLost) return Promise.resolve(false)
+    if (this.#whyLost !== undefined) return Promise.resolve(false)
     this.#regaining ??= this.#takeBack(cause).finally(() => {
       this.#regaining = undefined
     })
