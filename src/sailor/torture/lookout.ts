@@ -13,6 +13,9 @@ import { deadlineOf, type Interval, type WorkerTimes } from './deadline.ts'
 import type { Finding } from './verdict.ts'
 
 const LOOK_MS = 250
+/** After a fault that may leave a run without its worker, or a job with two. */
+const CLOSE_LOOK_MS = 50
+const CLOSE_SECONDS = 3
 /** A look that comes so much later than it should means that we had no processor. */
 const STALL_SECONDS = 0.1
 /** Within exec(2) a process has no environment, and before it that of its parent. */
@@ -55,6 +58,8 @@ export interface Lookout {
   /** longest time that a run was seen alive beyond TTR + GRACE_TIME, in seconds, pauses not taken off */
   readonly latestSeconds: () => number
   readonly stalledSeconds: () => number
+  /** Looks more often for some seconds. */
+  lookClosely(): void
   stop(): void
 }
 
@@ -66,10 +71,12 @@ export function startLookout(options: LookoutOptions): Lookout {
   const overlaps: Finding[] = []
   const overlapping = new Set<string>()
   let latest = 0
-  let last = uptimeSeconds()
+  let due = uptimeSeconds()
+  let closeUntil = 0
+  let timer: NodeJS.Timeout
   const look = () => {
     const now = uptimeSeconds()
-    if (now - last > LOOK_MS / 1000 + STALL_SECONDS) stalls.push({ from: last + LOOK_MS / 1000, to: now })
+    if (now - due > STALL_SECONDS) stalls.push({ from: due, to: now })
     const alive = sortIntoRuns(findMarked(options.base, settled), runs)
     for (const run of alive) {
       const times = options.timesOf(run.worker)
@@ -84,16 +91,28 @@ export function startLookout(options: LookoutOptions): Lookout {
       const detail = `attempt ${first.attempt} (${first.worker}) and attempt ${second.attempt} (${second.worker}) were seen alive together`
       overlaps.push({ id: first.uuid, detail })
     }
-    last = uptimeSeconds()
   }
-  const timer = setInterval(look, LOOK_MS)
+  const lookAgain = () => {
+    look()
+    const now = uptimeSeconds()
+    const pauseMs = now < closeUntil ? CLOSE_LOOK_MS : LOOK_MS
+    due = now + pauseMs / 1000
+    timer = setTimeout(lookAgain, pauseMs)
+  }
+  timer = setTimeout(lookAgain, LOOK_MS)
   return {
     lateKills,
     overlaps,
     runCount: () => runs.size,
     latestSeconds: () => Math.round(latest * 10) / 10,
     stalledSeconds: () => Math.round(stalls.reduce((sum, { from, to }) => sum + ((to ?? from) - from), 0) * 10) / 10,
-    stop: () => clearInterval(timer),
+    lookClosely: () => {
+      closeUntil = uptimeSeconds() + CLOSE_SECONDS
+      clearTimeout(timer)
+      due = uptimeSeconds()
+      timer = setTimeout(lookAgain, 0)
+    },
+    stop: () => clearTimeout(timer),
   }
 }
 

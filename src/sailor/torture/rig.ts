@@ -133,8 +133,9 @@ async function buildDisk(options: RigOptions, resultDir: string, notes: string[]
     return undefined
   }
   const disk = await mountSmallDisk(resultDir, options.diskMegabytes)
-  if (disk === undefined) notes.push('disk not filled: this user may not mount a small one')
-  return disk
+  if (typeof disk !== 'string') return disk
+  notes.push(`disk not filled: ${disk}`)
+  return undefined
 }
 
 interface S3Parts {

@@ -74,7 +74,7 @@ export interface TortureReport {
 export type TortureEnd =
   | { readonly kind: 'report'; readonly report: TortureReport }
   | { readonly kind: 'not_started'; readonly reason: string }
-  | { readonly kind: 'interrupted' }
+  | { readonly kind: 'interrupted'; readonly kept: string | undefined }
 
 const PROGRESS_MS = 10_000
 const LOOK_MS = 1_000
@@ -87,6 +87,9 @@ const DRAIN_STALL_MS = 75_000
 const LONGEST_DRAIN_MS = 600_000
 /** An empty queue is believed when it was seen so often in a row. */
 const EMPTY_LOOKS = 3
+/** What a small disk must hold: the documents and outputs of each job, and room for runs. */
+const JOB_MEGABYTES = 0.15
+const ROOM_MEGABYTES = 96
 const LAST_BREATH_MS = 3_000
 const SHOWN_LOGS = 4
 
@@ -118,7 +121,7 @@ export async function torture(options: TortureOptions): Promise<TortureEnd> {
   const stopLooking = startLooking(scene)
   try {
     await play(scene)
-    if (options.signal.aborted) return { kind: 'interrupted' }
+    if (options.signal.aborted) return { kind: 'interrupted', kept: options.keep ? rig.base : undefined }
     return { kind: 'report', report: await compare(scene) }
   } finally {
     stopLooking()
@@ -130,8 +133,7 @@ export async function torture(options: TortureOptions): Promise<TortureEnd> {
 
 function build(options: TortureOptions): Promise<Rig> {
   const { world, workers, tag, environment, keep, seed, minutes, jobsPerSecond } = options
-  // Outputs and documents of a job take some 80 KiB; the rest is room for runs.
-  const diskMegabytes = Math.min(96 + Math.ceil(minutes * 60 * jobsPerSecond * 0.1), 1024)
+  const diskMegabytes = Math.ceil(ROOM_MEGABYTES + minutes * 60 * jobsPerSecond * JOB_MEGABYTES)
   let throws = 0
   const isHit = (share: number) => rollDice(seed, ++throws, 100) < share
   return buildRig({ world, workers, tag, environment, keep, diskMegabytes, isHit })
@@ -149,19 +151,21 @@ function setScene(options: TortureOptions, rig: Rig): Scene {
     proxies: rig.proxies,
   })
   const { proxies, producerProxy, broker, bucket, disk } = rig
+  const lookout = startLookout({
+    base: rig.base,
+    graceSeconds: options.graceSeconds,
+    timesOf: (name) => {
+      const sailor = crew.sailors.get(name)
+      return sailor && timesOf(sailor)
+    },
+  })
+  const onOrphans = () => lookout.lookClosely()
   return {
     options,
     rig,
     crew,
-    victims: { crew, proxies, producerProxy, broker, bucket, disk },
-    lookout: startLookout({
-      base: rig.base,
-      graceSeconds: options.graceSeconds,
-      timesOf: (name) => {
-        const sailor = crew.sailors.get(name)
-        return sailor && timesOf(sailor)
-      },
-    }),
+    victims: { crew, proxies, producerProxy, broker, bucket, disk, onOrphans },
+    lookout,
     logbook: makeLogbook(),
     watch: watchResults(rig.resultDir),
     record: { done: new Map<FaultKind, number>(), failures: [] },
@@ -313,6 +317,7 @@ async function compare(scene: Scene): Promise<TortureReport> {
       ...watch.replaced,
       ...(rig.copies?.replaced(ledgerOf(scene).keys()) ?? []),
     ]),
+    blind: findBlindness(scene, jobs),
     ranTwice: byJob([
       ...readOverlaps(rig.journal).map(({ uuid, detail }) => ({ id: uuid, detail })),
       ...lookout.overlaps,
@@ -343,6 +348,20 @@ async function compare(scene: Scene): Promise<TortureReport> {
     ],
     logs: collectLogs(verdict, logbook),
   }
+}
+
+/** Who sees nothing finds nothing: what must have been seen, and was not, is a finding too. */
+function findBlindness({ rig, lookout, logbook }: Scene, jobs: readonly JobFacts[]): Finding[] {
+  const complete = jobs.filter(({ disk }) => disk.result === 'whole').length
+  const eyes: [string, number][] = [
+    ['runs in the journal', countRuns(rig.journal)],
+    ['runs in /proc', lookout.runCount()],
+    ['publications in the logs', logbook.eventCount('job_published')],
+  ]
+  // Most of them: a worker may be killed between the deed and the word, and a run be over between two looks.
+  return eyes.flatMap(([id, seen]) =>
+    seen >= complete / 2 ? [] : [{ id, detail: `${seen} were seen, and ${complete} jobs are complete` }],
+  )
 }
 
 /** A job may be found in several ways, and is one job. */
