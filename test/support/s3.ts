@@ -102,11 +102,14 @@ export async function startS3(): Promise<TestS3> {
 function spoil(mood: Exclude<S3Mood, 'up'>, request: IncomingMessage, response: ServerResponse): void {
   switch (mood) {
     case 'down':
-      return void request.socket.destroy()
+      request.socket.destroy()
+      return
     case 'broken':
-      return answer(request, response, 500)
+      answer(request, response, 500)
+      return
     case 'hangs':
-      return void request.resume()
+      request.resume()
+      return
     case 'truncates':
       request.resume()
       response.writeHead(200, { 'content-length': '1000' })
