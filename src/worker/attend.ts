@@ -477,7 +477,7 @@ async function tellBroker(hand: Hand, settlement: Settlement, uuid: string | und
       return held.release({ priority, delaySeconds: settlement.delaySeconds })
     })
     if (!isTold) {
-      const error = `cannot ${action} job ${ticket}: ${hold.whyLost ?? 'it is no longer ours'}`
+      const error = `cannot ${action} job ${ticket}: it is not there, or no longer ours`
       context.bus.emit({ event: 'settle_failed', ...subject, action, error, gone: true })
     }
     return isTold

@@ -20,8 +20,6 @@ import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
 export interface Hold {
   /** as it was when it was made; its methods are this module's to call */
   readonly reservation: Reservation
-  /** why it is no longer ours; undefined while it is */
-  readonly whyLost: string | undefined
   /** Touches now. False when the reservation is no longer ours; while the broker is away this waits for it. */
   isOurs(): Promise<boolean>
   /** Tells the broker, again if the connection breaks meanwhile. False when there was nothing of ours left to settle. */
@@ -68,7 +66,7 @@ class TouchingHold implements Hold {
   readonly #giveUp = new AbortController()
   readonly #timer: NodeJS.Timeout
   #current: Reservation
-  #whyLost: string | undefined
+  #isLost = false
   #touching: Promise<boolean> | undefined
   #regaining: Promise<boolean> | undefined
 
@@ -82,10 +80,6 @@ class TouchingHold implements Hold {
     this.#timer = setInterval(() => void this.#touch(), ms)
   }
 
-  get whyLost(): string | undefined {
-    return this.#whyLost
-  }
-
   // A touch that is under way was sent before the question and proves nothing: ask again after it.
   async isOurs(): Promise<boolean> {
     await this.#touching
@@ -95,7 +89,7 @@ class TouchingHold implements Hold {
   async settle(tell: (reservation: Reservation) => Promise<void>): Promise<boolean> {
     for (let tries = 1; ; tries++) {
       await this.#touching
-      if (this.#whyLost !== undefined) return false
+      if (this.#isLost) return false
       try {
         await tell(this.#current)
         return true
@@ -118,8 +112,8 @@ class TouchingHold implements Hold {
   }
 
   #lose(detail: string): false {
-    if (this.#whyLost === undefined) {
-      this.#whyLost = detail
+    if (!this.#isLost) {
+      this.#isLost = true
       clearInterval(this.#timer)
       this.#options.onLost(`the reservation was lost: ${detail}`)
     }
@@ -134,7 +128,7 @@ class TouchingHold implements Hold {
   }
 
   async #touchOnce(): Promise<boolean> {
-    if (this.#whyLost !== undefined) return false
+    if (this.#isLost) return false
     try {
       await this.#current.touch()
       this.#options.onTouched()
@@ -146,7 +140,7 @@ class TouchingHold implements Hold {
   }
 
   #regain(cause: QueueError): Promise<boolean> {
-    if (this.#whyLost !== undefined) return Promise.resolve(false)
+    if (this.#isLost) return Promise.resolve(false)
     this.#regaining ??= this.#takeBack(cause).finally(() => {
       this.#regaining = undefined
     })

@@ -203,7 +203,10 @@ export class Slot {
         this.#queue = await this.#openQueue()
         return this.#queue
       },
-      onLost: (detail) => run.abort({ kind: 'lost', detail } satisfies RunEnd),
+      onLost: (detail) => {
+        bus.emit({ event: 'reservation_lost', ...subject, error: detail })
+        run.abort({ kind: 'lost', detail } satisfies RunEnd)
+      },
       onBroken: (error) => bus.emit({ event: 'reservation_broken', ...subject, error }),
       onRegained: (seconds) => bus.emit({ event: 'reservation_regained', ...subject, seconds }),
       onTouched: () => this.#showLife(),
