@@ -85,7 +85,8 @@ const FEW_FILES: Fault = {
   },
   undo: (_home, { pid, child }) => {
     // Its number may be another's as soon as it has ended.
-    if (child.exitCode === null && child.signalCode === null) execFileSync('prlimit', ['--pid', String(pid), '--nofile=1024:'])
+    if (child.exitCode === null && child.signalCode === null)
+      execFileSync('prlimit', ['--pid', String(pid), '--nofile=1024:'])
   },
 }
 
