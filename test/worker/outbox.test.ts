@@ -133,7 +133,7 @@ test('a second SIGTERM does not wait for an S3 that hangs; the next worker copie
   await home.startWorker(env)
   await until('the copy', () => home.status(uuid)?.s3?.state === 'published')
   expect(runsOf(home)).toEqual([uuid])
-})
+}, 180_000)
 
 test('workers share the outbox: what one of them had in hand when it was killed is copied by the next to start, and nothing twice', async () => {
   const home = await install({ CONCURRENCY: '2' })
@@ -188,7 +188,7 @@ test('a job that was tried before is not held up by an S3 that hangs when it is 
   expect(home.status(uuid)).toMatchObject({ state: 'complete' })
   // A client of S3 gives a request up after 20 s, and asks again.
   expect(s3.asked.filter((line) => line === `GET ${uuid}/status.json`)).toHaveLength(1)
-})
+}, 180_000)
 
 test('of two hosts that run a job the first copy in the bucket stays: the late one keeps its own, says so, and changes nothing there', async () => {
   const home = await install({ CONCURRENCY: '1' })
