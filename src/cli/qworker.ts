@@ -293,6 +293,8 @@ function endWithProblems(problems: readonly Problem[]): never {
 }
 
 main().catch((error: unknown) => {
+  // It could be opened, and failed before the first job: the same remedy.
+  if (error instanceof TrackerError) endWithProblems([{ exitCode: EXIT.cantCreate, message: error.message }])
   complain(NAME, error instanceof Error ? (error.stack ?? error.message) : String(error))
   process.exit(EXIT.software)
 })

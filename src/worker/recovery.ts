@@ -58,10 +58,15 @@ export function makeRecovery(options: RecoveryOptions): Recovery {
     await doing
   }
 
-  /** Whose workshop is gone: removed by hand, or by a worker that died before it could account for it. */
+  /**
+   * Whose workshop is gone: removed by hand, or by a worker that died before it could account for it. One that is there
+   * holds the evidence: its worker died since we looked, or another worker is at it.
+   */
   async function closeOrphans(workerId?: string): Promise<void> {
     for (const attempt of await tracker.openAttempts(workerId)) {
       if (attempt.worker === options.workerId || (await stateOfWorker(workBase, attempt.worker)) !== 'dead') continue
+      const dead = (await findDeadWorkshops(workBase)).find(({ id }) => id === attempt.worker)
+      if (dead !== undefined) await recoverOnce(dead)
       await closeAttempt(options, attempt, 'abandoned', 'its worker died in the middle of it')
     }
   }
