@@ -1,6 +1,6 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished, type TestContext, test } from 'vitest'
 import {
@@ -46,8 +46,12 @@ const REPLACED: Fault = {
   },
   undo: (home) => {
     if (!existsSync(away(home))) return
-    // Empty still: nothing was written beside the disk.
-    rmdirSync(home.results)
+    // Nothing was written beside the disk but folders, in which the logs of a run that ended were to be saved.
+    const written = readdirSync(home.results, { recursive: true, withFileTypes: true })
+    expect(
+      written.filter((entry) => !entry.isDirectory() || !join(entry.parentPath, entry.name).includes('/.work')),
+    ).toEqual([])
+    rmSync(home.results, { recursive: true })
     renameSync(away(home), home.results)
   },
 }
