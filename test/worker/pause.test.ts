@@ -162,9 +162,7 @@ function mountOrLeaveOut({ results }: Installation, context: TestContext, fault:
 async function untilPaused(home: Installation, worker: RunningWorker, fault: Fault): Promise<void> {
   const { reason } = await worker.waitFor('the pause', ({ event }) => event === 'worker_paused')
   expect(reason).toMatch(fault.reason)
-  // Where files are short, the first questions may find no room.
-  const isIdle = ({ slots }: Health) => slots.busy === 0
-  await until('no slot is busy', () => healthOf(worker).then(isIdle, () => false))
+  await until('no slot is busy', async () => (await healthOf(worker)).slots.busy === 0)
   expect(await healthOf(worker)).toMatchObject({ status: 'paused', reason: expect.stringMatching(fault.reason) })
   await untilWaiting(home, 0)
 }
