@@ -85,7 +85,8 @@ async function main(): Promise<void> {
   const stores = await openStores(config)
   const problems = await findProblems(config, stores, catalogue)
   const tracker = await openTrackerOrTell(config, problems)
-  if (problems.length > 0 || tracker === undefined) return endWithProblems(problems)
+  const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
+  if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) return endWithProblems(problems)
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
   bus.subscribe(makeLog(logOptions(config, flags)))
@@ -95,6 +96,7 @@ async function main(): Promise<void> {
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
+  for (const { message } of problems) bus.emit({ event: 'worker_problem', problem: message })
   await serve(config, flags, { catalogue, stores, tracker, bus })
 }
 
@@ -208,7 +210,11 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     // One after the other: two that overlap could leave the older one in force.
     reloading = reloading.then(async () => {
       notifier.reloading()
-      current = await reload(current, flags, worker, bus)
+      current = await reload(current, flags, worker, bus).catch((error: unknown) => {
+        // Where descriptors are short, reading may fail in ways of its own. The next reload finds better times.
+        bus.emit({ event: 'config_refused', problems: [error instanceof Error ? error.message : String(error)] })
+        return current
+      })
       notifier.ready()
     })
   })

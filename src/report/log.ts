@@ -74,6 +74,7 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     case 'broker_lost':
     case 'run_ending':
     case 'reservation_broken':
+    case 'reservation_lost':
     case 'outbox_retry':
     case 'worker_recovered':
     case 'worker_problem':
@@ -135,6 +136,8 @@ function shortLine(event: WorkerEvent): string {
       return `slot ${event.slot}: ${event.error}; the run goes on while ticket ${event.ticket} is taken back`
     case 'reservation_regained':
       return `slot ${event.slot}: ticket ${event.ticket} was taken back after ${event.seconds} s`
+    case 'reservation_lost':
+      return `slot ${event.slot}: ticket ${event.ticket}: ${event.error}; what its run comes to is discarded`
     case 'job_busy':
       return `${event.uuid} ${event.type}: is in the hands of ${event.worker}; given back`
     case 'outbox_length':

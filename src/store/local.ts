@@ -70,6 +70,9 @@ export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY)
   const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined }
   return {
     check: async () => {
+      // What an unmount leaves is not to be written into, by a check either.
+      const other = base.identity === undefined ? undefined : await checkIdentity(base).catch((error: Error) => error)
+      if (other !== undefined) return [other.message]
       const problems = await checkBase(base.path)
       if (problems.length === 0) await checkIdentity(base)
       return problems

@@ -40,8 +40,8 @@ export interface Store {
   publish(publication: Publication, beforeCommit?: () => Promise<boolean>): Promise<boolean>
   /** Replaces only `status.json`. @throws StoreError */
   writeStatus(uuid: string, status: string): Promise<void>
-  /** Text of a document, or undefined when there is none. @throws StoreError */
-  read(uuid: string, document: 'status.json' | 'result.json'): Promise<string | undefined>
+  /** Text of a document, or undefined when there is none. `signal` gives up a store that takes long. @throws StoreError */
+  read(uuid: string, document: 'status.json' | 'result.json', signal?: AbortSignal): Promise<string | undefined>
   close(): Promise<void>
 }
 

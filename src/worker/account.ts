@@ -102,7 +102,10 @@ async function closeAbandoned(context: SlotContext, open: TrackedAttempt): Promi
   }
 }
 
-/** By number. What was published of an attempt tells more than that its worker died thereafter. */
+/**
+ * By number. What was published of an attempt tells more than that its worker died thereafter; but of a success without
+ * its result only the status was published.
+ */
 function mergeRecords(
   published: readonly AttemptRecord[],
   tracked: readonly TrackedAttempt[],
@@ -111,7 +114,8 @@ function mergeRecords(
   for (const { counts, record: text } of tracked) {
     const record = counts ? readRecord(text) : undefined
     if (record === undefined) continue
-    if (record.outcome === 'abandoned' && records.has(record.attempt)) continue
+    const known = records.get(record.attempt)
+    if (record.outcome === 'abandoned' && known !== undefined && known.outcome !== 'success') continue
     records.set(record.attempt, record)
   }
   return [...records.values()].sort((a, b) => a.attempt - b.attempt)

@@ -147,7 +147,6 @@ async function work(job: Job): Promise<void> {
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
   const account = await takeAccount(context, ref.uuid, reservation, history, maxAttempts)
   if (account.kind !== 'begin') return endWithoutRun(job, account, history)
-  await context.stores.local.prepare(ref.uuid)
   await begin(job, algorithm, account.turn)
 }
 
@@ -208,6 +207,8 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
   }
   let workdir: Workdir | undefined
   try {
+    // Only now: a directory that refuses is a fault that is counted, so that the wait grows.
+    await context.stores.local.prepare(ref.uuid)
     workdir = await createWorkdir(
       ...([context.workshop, runId, job.workPackage.payloadJson] as const),
       ...([context.settingsFor(algorithm), algorithm.user] as const),
@@ -383,11 +384,19 @@ async function endAttempt(
   if (outbox) context.outbox?.wake()
 }
 
-/** It is another's job now: its output is dropped, and the broker is told nothing. */
+/**
+ * It is another's job now: its output is dropped. The broker is told nothing, unless the reservation is ours all the same
+ * (another attempt of the job was published, or begun): the next look at the job sees what it is.
+ */
 async function discard(job: Attempt, record: AttemptRecord): Promise<void> {
+  const { context, ref, hold, turn } = job
   const lost: AttemptRecord = record.outcome === 'interrupted' ? record : { ...record, outcome: 'lost' }
   await endAttempt(job, lost, 'open', false)
-  await settleJob(job, job.turn.attempt, { action: 'none' })
+  forgetRun(job)
+  if (!(await hold.isOurs())) return settleJob(job, turn.attempt, { action: 'none' })
+  const { isComplete } = await readHistory(context.stores, ref.uuid, false)
+  if (isComplete) return finishEarlier(job)
+  return settleJob(job, turn.attempt, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
 }
 
 /** From here on the published documents tell what became of the job, not our memory of its run. */

@@ -6,7 +6,7 @@
 
 import { basename } from 'node:path'
 import type { KillReceipt } from '../job/outcome.ts'
-import type { AttemptRecord } from '../job/result.ts'
+import { type AttemptRecord, parseStatus } from '../job/result.ts'
 import type { Stores } from '../publish.ts'
 import type { Bus } from '../report/events.ts'
 import {
@@ -18,7 +18,7 @@ import {
   removeWorkshop,
   stateOfWorker,
 } from '../run/workshop.ts'
-import type { TrackedAttempt, Tracker } from '../tracker/tracker.ts'
+import type { JobState, TrackedAttempt, Tracker } from '../tracker/tracker.ts'
 
 export interface Recovery {
   /** Whether the worker with that workshop lives. */
@@ -109,14 +109,21 @@ async function closeAttempt(
 ): Promise<void> {
   const ended = new Date()
   const record = makeRecord(attempt, outcome, why, ended, evidence)
-  const isComplete = (await stores.local.read(attempt.uuid, 'result.json')) !== undefined
+  const state = await publishedState(stores, attempt)
   await tracker.end(attempt.uuid, attempt.fence, {
     ended: ended.toISOString(),
     counts: outcome === 'abandoned',
     record: JSON.stringify(record),
-    state: isComplete ? 'complete' : 'open',
-    outbox: isComplete && stores.s3 !== undefined,
+    state,
+    outbox: state !== 'open' && stores.s3 !== undefined,
   })
+}
+
+/** It may have come to its end, and died before it could write so. A failure that is older was that of an earlier life. */
+async function publishedState({ local }: Stores, { uuid, started }: TrackedAttempt): Promise<JobState> {
+  if ((await local.read(uuid, 'result.json')) !== undefined) return 'complete'
+  const status = parseStatus((await local.read(uuid, 'status.json')) ?? '')
+  return status?.state === 'failed' && status.timestamp >= started ? 'failed' : 'open'
 }
 
 function makeRecord(

@@ -155,7 +155,7 @@ class RunningWorker implements Worker {
     }
   }
 
-  /** New slots are added, surplus ones end after the job in hand. */
+  /** New slots are added, surplus ones end after the job in hand; until then they count. */
   #setSlots(wanted: number): void {
     for (const slot of this.#slots.slice(wanted)) slot.drain()
     while (this.#slots.length < wanted) {
@@ -167,6 +167,8 @@ class RunningWorker implements Worker {
 
   #onEnded(slot: Slot): void {
     this.#slots = this.#slots.filter((each) => each !== slot)
+    // It was surplus when it was told to end; since then more may have been asked for.
+    if (!this.#draining && !this.#options.once) this.#setSlots(this.#settings.slots)
     if (this.#slots.length > 0) return
     clearTimeout(this.#drainTimer)
     const { delete: completed, release, bury } = this.#settled
@@ -189,8 +191,8 @@ class RunningWorker implements Worker {
   }
 
   async #probe(detail: string): Promise<void> {
-    const [problem] = await this.#options.probe()
-    if (problem === undefined || !this.#gate.isOpen) return
+    const [problem] = await this.#findProblems()
+    if (problem === undefined || this.#draining || this.#gate.has('fault')) return
     this.#gate.close('fault', problem)
     this.#options.bus.emit({ event: 'worker_paused', reason: problem, cause: detail })
     void this.#awaitMending()
@@ -201,11 +203,18 @@ class RunningWorker implements Worker {
     const never = new AbortController().signal
     for (let ms = PROBE_MS; !this.#draining; ms = Math.min(ms * 2, PROBE_MAX_MS)) {
       await this.#gate.wait(ms, never)
-      if ((await this.#options.probe()).length === 0) break
+      if ((await this.#findProblems()).length === 0) break
     }
+    if (this.#draining) return
     this.#gate.clear('fault')
+    if (this.#gate.has('quiet')) return this.#emitQuiet('what paused the worker is over')
     const seconds = Math.round((performance.now() - began) / 100) / 10
     this.#options.bus.emit({ event: 'worker_resumed', seconds, cause: 'the cause is gone' })
+  }
+
+  /** A question that fails is a problem too. */
+  async #findProblems(): Promise<readonly string[]> {
+    return this.#options.probe().catch((error: unknown) => [error instanceof Error ? error.message : String(error)])
   }
 
   drain(cause: string): void {
@@ -229,13 +238,19 @@ class RunningWorker implements Worker {
   quiet(cause: string): void {
     if (this.#draining) return
     this.#gate.close('quiet', `quiet since ${new Date().toISOString()} (${cause})`)
+    this.#emitQuiet(cause)
+  }
+
+  #emitQuiet(cause: string): void {
     this.#options.bus.emit({ event: 'worker_quiet', running: this.#running.size, cause })
   }
 
   resume(cause: string): void {
-    const wasQuiet = this.#gate.reason?.startsWith('quiet')
+    if (this.#draining || !this.#gate.has('quiet')) return
     this.#gate.clear('quiet')
-    if (wasQuiet) this.#options.bus.emit({ event: 'worker_resumed', seconds: null, cause })
+    const { reason } = this.#gate
+    if (reason === undefined) this.#options.bus.emit({ event: 'worker_resumed', seconds: null, cause })
+    else this.#options.bus.emit({ event: 'worker_paused', reason, cause })
   }
 
   reload(settings: WorkerSettings): void {
@@ -281,7 +296,7 @@ class RunningWorker implements Worker {
 
   #statusWord(): string {
     if (this.#draining) return 'draining'
-    if (!this.#gate.isOpen) return this.#gate.reason?.startsWith('quiet') ? 'quiet' : 'paused'
+    if (!this.#gate.isOpen) return this.#gate.has('fault') ? 'paused' : 'quiet'
     return this.#slots.some((slot) => slot.state === 'connecting') ? 'connecting' : 'ok'
   }
 

@@ -37,7 +37,7 @@ test('the times of the unit leave room for those of the worker', () => {
   }
   const pass = Math.max(
     longest('worker/slot.ts', 'RESERVE_SECONDS'),
-    longest('worker/heartbeat.ts', 'MAX_INTERVAL_MS') / 1000,
+    longest('worker/hold.ts', 'MAX_INTERVAL_MS') / 1000,
     longest('worker/slot.ts', 'RECONNECT_MAX_MS') / 1000,
   )
   const watchdog = Number(unit.get('WatchdogSec'))
@@ -57,7 +57,7 @@ test('the folder that may be written is the one that holds the results', () => {
 })
 
 test('the worker can do its work inside: see its runs, compile, own control groups, reach broker and clients', () => {
-  expect(readFileSync(join(PROJECT, 'src/run/kill.ts'), 'utf8')).toContain('/proc/loadavg')
+  expect(readFileSync(join(PROJECT, 'src/run/look.ts'), 'utf8')).toContain('/proc/loadavg')
   expect(unit.has('ProcSubset')).toBe(false)
   expect(unit.get('ProtectProc')).toBe('invisible')
   expect(unit.has('MemoryDenyWriteExecute')).toBe(false)

@@ -9,7 +9,7 @@ export function effort(runs: number) {
   return { numRuns: Math.ceil(runs * EFFORT), endOnFailure: false }
 }
 
-export const FUZZ_TIMEOUT_MS = 60_000 * EFFORT
+export const FUZZ_TIMEOUT_MS = 240_000 * EFFORT
 
 const PROTOTYPES = [Object.prototype, Array.prototype, Function.prototype, String.prototype]
 const before = PROTOTYPES.map((prototype) => Reflect.ownKeys(prototype).map(String).join())

@@ -370,9 +370,10 @@ describe('a client that has a copy', () => {
     expect(stale.status).toBe(200)
   })
 
-  test('gets the new result when it was replaced', async () => {
+  test('gets the new result when the old one was removed and the job ran again', async () => {
     await publish()
     const etag = (await fetch(`${url}/${UUID}`)).headers.get('etag') ?? ''
+    rmSync(jobDir(), { recursive: true })
     await publish({}, RESULT.replace('1.10', '1.20'))
     const answer = await fetch(`${url}/${UUID}`, { headers: { 'If-None-Match': etag } })
     expect([answer.status, await answer.text()]).toEqual([200, RESULT.replace('1.10', '1.20')])

@@ -158,7 +158,7 @@ test('a browser renders the plot at its URL, and reads the result from another o
   expect(await look(page)).toMatch(/method \w+/)
 })
 
-test('an outage of S3 is told in log and status, delays the copy, and never runs the job again', async () => {
+test('an outage of S3 is told in log, status and health, delays the copy, and never runs the job again', async () => {
   const home = await install()
   home.addAlgorithm('once', 'echo run >> "$(dirname "$0")/runs"; wc -l < "$(dirname "$0")/runs"')
   const s3 = await startS3()
@@ -169,14 +169,16 @@ test('an outage of S3 is told in log and status, delays the copy, and never runs
     response.end = () => response
     response.socket?.destroy()
   })
-  const worker = await home.startWorker(s3.env)
+  const worker = await home.startWorker({ ...s3.env, S3_PATIENCE: '1' })
   broken = true
   const uuid = await home.putJob('once', {}, { ttr: 60 })
-  const fault = await worker.waitFor('the fault', (line) => line.event === 'publish_failed')
-  expect(fault).toMatchObject({ uuid, store: 's3' })
-  await until('the status tells it', () => home.status(uuid)?.s3?.error !== undefined)
+  const fault = await worker.waitFor('the fault', (line) => line.event === 'outbox_retry')
+  expect(fault).toMatchObject({ uuid, tries: 1, error: expect.stringContaining('S3 bucket results') })
   expect(home.status(uuid)).toMatchObject({ state: 'complete', s3: { state: 'pending' } })
   expect((await fetch(worker.url + uuid)).status).toBe(200)
+  await worker.waitFor('the end of the job', ({ event }) => event === 'job_settled')
+  const health = (await (await fetch(`${worker.url}healthz`)).json()) as { outbox: object }
+  expect(health.outbox).toMatchObject({ length: 1, error: expect.any(String) })
   broken = false
   await until('the copy', () => home.status(uuid)?.s3?.state === 'published')
   const { Contents } = await s3.client.send(new ListObjectsCommand({ Bucket: 'results', Prefix: `prod/${uuid}/` }))
