@@ -21,7 +21,7 @@ import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
 import { openWorkshop } from '../run/workshop.ts'
-import { openLocalStore, openS3Store } from '../store/store.ts'
+import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
 import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
@@ -82,7 +82,8 @@ async function main(): Promise<void> {
   const flags = parseFlags()
   const config = await readConfigOrEnd(flags)
   const catalogue = await readAlgorithms(config)
-  const stores = await openStores(config)
+  const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
+  const stores = await openStores(config, publisher)
   const problems = await findProblems(config, stores, catalogue)
   const tracker = await openTrackerOrTell(config, problems)
   const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
@@ -97,7 +98,10 @@ async function main(): Promise<void> {
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
   for (const { message } of problems) bus.emit({ event: 'worker_problem', problem: message })
-  await serve(config, flags, { catalogue, stores, tracker, bus })
+  const setStaging = (folder: string) => {
+    publisher.staging = folder
+  }
+  await serve(config, flags, { catalogue, stores, tracker, bus, setStaging })
 }
 
 interface Parts {
@@ -105,6 +109,8 @@ interface Parts {
   readonly stores: Stores
   readonly tracker: Tracker
   readonly bus: Bus
+  /** Where the local store may prepare what it publishes. */
+  readonly setStaging: (folder: string) => void
 }
 
 async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
@@ -118,6 +124,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
   const workshop = await openWorkshop(workBase, name)
+  parts.setStaging(workshop.path)
   const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
@@ -256,8 +263,7 @@ function readConfigOrEnd(flags: WorkerFlags): Promise<Config> {
   })
 }
 
-async function openStores(config: Config): Promise<Stores> {
-  const publisher = { identity: ownPresence(), stateOf: isPresent }
+async function openStores(config: Config, publisher: Publisher): Promise<Stores> {
   const local = await openLocalStore(config.RESULT_BASEDIR, publisher)
   if (config.S3_BUCKET === null) return { local, s3: undefined }
   const s3 = await openS3Store({

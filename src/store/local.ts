@@ -56,6 +56,8 @@ interface Base {
   readonly durable: Set<string>
   /** Device and inode at the first use: after an unmount another directory has its name. */
   identity: string | undefined
+  /** whether the publisher's folder is good for staging */
+  staging?: { readonly folder: string | undefined; readonly isUsable: boolean }
 }
 
 /** Bytes that wait, durable, for their published name. */
@@ -78,6 +80,7 @@ export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY)
       return problems
     },
     prepare: (uuid) => prepare(base, uuid),
+    tidy: (uuid) => tidy(base, uuid),
     publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),
     writeStatus: (uuid, status) => writeStatus(base, uuid, status),
     read: async (uuid, document) => {
@@ -132,7 +135,7 @@ async function publish(
     })
     // The job is complete: nothing that comes later may change or contradict it.
     if (committed) return false
-    await guard(base.path, () => stage(dir, publication, staged))
+    await guard(base.path, () => stage(base, dir, publication, staged))
     if (!(await beforeCommit())) return false
     const { files, status, commit } = inOrder(staged)
     await guard(base.path, async () => {
@@ -169,9 +172,8 @@ const LOCK = '.publishing'
 /** One publication of a job at a time: two workers with one result directory may have the same uuid in hand. */
 async function lockJob(base: Base, dir: string): Promise<() => Promise<void>> {
   const path = join(dir, LOCK)
-  const own = join(dir, temporaryName())
+  const { path: own, handle } = await openTemporary(base, dir)
   const text = `${base.publisher.identity}\n${own}\n`
-  const handle = await open(own, 'wx')
   try {
     await handle.writeFile(text).finally(() => handle.close())
     const deadline = performance.now() + LOCK_WAIT_MS
@@ -192,6 +194,17 @@ async function lockJob(base: Base, dir: string): Promise<() => Promise<void>> {
     clearInterval(timer)
     if ((await readLock(path)) === text) await rm(path, { force: true }).catch(() => undefined)
   }
+}
+
+/** Without a lock there is nothing to tidy: what is published under one is staged elsewhere. */
+async function tidy(base: Base, uuid: string): Promise<void> {
+  checkUuid(uuid)
+  const dir = jobDir(base.path, uuid)
+  await guard(base.path, async () => {
+    if ((await readLock(join(dir, LOCK))) === undefined) return
+    const unlock = await lockJob(base, dir)
+    await unlock()
+  })
 }
 
 function isNotTaken(error: unknown): false {
@@ -236,7 +249,7 @@ async function writeStatus(base: Base, uuid: string, status: string): Promise<vo
   try {
     await guard(base.path, async () => {
       await makeJobDir(base, dir)
-      await stageText(dir, 'status.json', status, staged)
+      await stageText(base, dir, 'status.json', status, staged)
       for (const file of [...staged]) await moveInto(dir, file, staged)
       await syncDirectories(base, dir)
     })
@@ -305,27 +318,34 @@ async function makeDirectory(path: string): Promise<boolean> {
 }
 
 /** Brings all that is to be published onto the store's disk; what it makes is added to `staged` at once. */
-async function stage(dir: string, publication: Publication, staged: Staged[]): Promise<void> {
+async function stage(base: Base, dir: string, publication: Publication, staged: Staged[]): Promise<void> {
   const device = (await stat(dir)).dev
   const { files, status, result } = publication
   const work = [...files].map(
     ([name, source]) =>
       () =>
-        stageFile(dir, name, source, device, staged),
+        stageFile(base, dir, name, source, device, staged),
   )
-  work.push(() => stageText(dir, 'status.json', status, staged))
-  if (result !== undefined) work.push(() => stageText(dir, 'result.json', result, staged))
+  work.push(() => stageText(base, dir, 'status.json', status, staged))
+  if (result !== undefined) work.push(() => stageText(base, dir, 'result.json', result, staged))
   for (let i = 0; i < work.length; i += STAGED_AT_ONCE) {
     const ended = await Promise.allSettled(work.slice(i, i + STAGED_AT_ONCE).map((begin) => begin()))
     for (const end of ended) if (end.status === 'rejected') throw end.reason
   }
 }
 
-async function stageFile(dir: string, name: string, source: string, device: number, staged: Staged[]): Promise<void> {
+async function stageFile(
+  base: Base,
+  dir: string,
+  name: string,
+  source: string,
+  device: number,
+  staged: Staged[],
+): Promise<void> {
   const handle = await openSource(name, source)
   try {
     if ((await handle.stat()).dev !== device) {
-      await writeTemporary(dir, name, handle.createReadStream({ autoClose: false }), staged)
+      await writeTemporary(base, dir, name, handle.createReadStream({ autoClose: false }), staged)
       return
     }
     await handle.sync()
@@ -335,24 +355,63 @@ async function stageFile(dir: string, name: string, source: string, device: numb
   }
 }
 
-async function stageText(dir: string, name: string, text: string, staged: Staged[]): Promise<void> {
-  await writeTemporary(dir, name, [Buffer.from(text)], staged)
+async function stageText(base: Base, dir: string, name: string, text: string, staged: Staged[]): Promise<void> {
+  await writeTemporary(base, dir, name, [Buffer.from(text)], staged)
 }
 
 async function writeTemporary(
+  base: Base | undefined,
   dir: string,
   name: string,
   chunks: Iterable<Buffer> | AsyncIterable<Buffer>,
   staged: Staged[],
 ): Promise<void> {
-  const path = join(dir, temporaryName())
-  const handle = await open(path, 'wx')
+  const { path, handle } = await openTemporary(base, dir)
   staged.push({ name, path })
   try {
     for await (const chunk of chunks) await writeWhole(handle, chunk)
     await handle.sync()
   } finally {
     await handle.close()
+  }
+}
+
+/** In the publisher's folder; in the job's own where there is none, it is gone, or on another disk. */
+async function openTemporary(base: Base | undefined, dir: string): Promise<{ path: string; handle: FileHandle }> {
+  const staging = base === undefined ? undefined : await findStaging(base)
+  const name = temporaryName()
+  if (staging !== undefined) {
+    const path = join(staging, name)
+    const handle = await open(path, 'wx').catch((error: unknown) => {
+      if (errnoOf(error) !== 'ENOENT') throw error
+      return undefined
+    })
+    if (handle !== undefined) return { path, handle }
+  }
+  const path = join(dir, name)
+  return { path, handle: await open(path, 'wx') }
+}
+
+/** Tried once: two mounts of one disk have one device number and still refuse a link from one to the other. */
+async function findStaging(base: Base): Promise<string | undefined> {
+  const { staging } = base.publisher
+  if (staging === undefined || base.staging?.folder !== staging) {
+    const probe = temporaryName()
+    const isUsable = staging !== undefined && (await canLink(join(staging, probe), join(base.path, probe)))
+    base.staging = { folder: staging, isUsable }
+  }
+  return base.staging.isUsable ? staging : undefined
+}
+
+async function canLink(from: string, to: string): Promise<boolean> {
+  try {
+    await (await open(from, 'wx')).close()
+    await link(from, to)
+    return true
+  } catch {
+    return false
+  } finally {
+    for (const path of [from, to]) await rm(path, { force: true }).catch(() => undefined)
   }
 }
 
@@ -378,7 +437,7 @@ async function moveInto(dir: string, file: Staged, staged: Staged[]): Promise<vo
   const handle = await openSource(file.name, file.path)
   const copies: Staged[] = []
   try {
-    await writeTemporary(dir, file.name, handle.createReadStream({ autoClose: false }), copies)
+    await writeTemporary(undefined, dir, file.name, handle.createReadStream({ autoClose: false }), copies)
   } finally {
     staged.push(...copies)
     await handle.close()

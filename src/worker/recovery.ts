@@ -109,6 +109,7 @@ async function closeAttempt(
 ): Promise<void> {
   const ended = new Date()
   const record = makeRecord(attempt, outcome, why, ended, evidence)
+  await stores.local.tidy(attempt.uuid)
   const state = await publishedState(stores, attempt)
   await tracker.end(attempt.uuid, attempt.fence, {
     ended: ended.toISOString(),

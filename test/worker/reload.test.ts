@@ -137,6 +137,24 @@ test('HUP moves to another broker: its jobs are taken, and the run in hand is se
   expect(await home.ticketState(late.ticket)).toBe('ready')
 })
 
+test('HUP while a slot connects: what it connects to is not used any more', async () => {
+  const home = await install()
+  addRuns(home)
+  const line = await startProxy(home.broker.port)
+  const { worker, write } = await startWithFile(home, { BEANSTALK_PORT: line.port, TUBES: ['one'] })
+  await untilWaiting(home, 1)
+  line.holdFrom('stats')
+  line.cut()
+  await until('it connects', async () => (await healthOf(worker)).status === 'connecting')
+  write({ BEANSTALK_PORT: line.port, TUBES: ['two'] })
+  await tell(worker, 'SIGHUP', 'config_read')
+  const former = await putOne(home, 'ok', { tube: 'one' })
+  line.release()
+  await until('it watches the new tube', async () => (await watchersOf(home, 'two')) === 1)
+  await untilGone(home, await putOne(home, 'ok', { tube: 'two' }))
+  expect(await home.ticketState(former.ticket)).toBe('ready')
+})
+
 test('an rc file that is broken or gone is refused with its faults, and the former settings stay', async () => {
   const home = await install()
   addRuns(home)

@@ -10,7 +10,6 @@ test('TSTP takes no job while the running one goes on and is published; CONT tak
   const running = await putOne(home, 'waits')
   await worker.waitFor('the run', ({ event }) => event === 'run_started')
   await tell(worker, 'SIGTSTP', 'worker_quiet')
-  await untilWaiting(home, 0)
   const waiting = await putOne(home, 'ok')
   expect(await healthOf(worker)).toMatchObject({
     status: 'quiet',
@@ -66,6 +65,7 @@ test.each(['SIGTERM', 'SIGINT'] as const)(
     expect(await worker.exited).toEqual([0, null])
     expect(await home.ticketState(job.ticket)).toBe('gone')
     expect(home.result(job.uuid)?.result).toBe(2)
+    expect(eventsOf(worker, 'reservation_broken')).toEqual([])
     expect(await home.ticketState(other.ticket)).toBe('ready')
   },
 )
