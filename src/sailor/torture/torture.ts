@@ -109,6 +109,8 @@ interface Scene {
   phase: Progress['phase']
   open: number
   buried: number
+  /** jobs that had been put when the queue was last looked at */
+  putAtLook: number
 }
 
 export async function torture(options: TortureOptions): Promise<TortureEnd> {
@@ -181,6 +183,7 @@ function setScene(options: TortureOptions, rig: Rig): Scene {
     phase: 'torture',
     open: 0,
     buried: 0,
+    putAtLook: 0,
   }
 }
 
@@ -196,6 +199,7 @@ function startLooking(scene: Scene): () => void {
         const { open, buried } = await countTube(wire, scene.rig.tube)
         scene.open = open
         scene.buried = buried
+        scene.putAtLook = ledgerOf(scene).size
       } catch {
         // The broker is away: what it last said holds.
         wire?.close()
@@ -258,7 +262,7 @@ async function play(scene: Scene): Promise<void> {
     tube: rig.tube,
     jobsPerSecond,
     maxOpen: Math.min(Math.max(jobsPerSecond * OPEN_SECONDS, LEAST_OPEN), MOST_OPEN),
-    openCount: () => scene.open,
+    openCount: () => scene.open + ledgerOf(scene).size - scene.putAtLook,
     signal: producing,
   })
   await Promise.all([
