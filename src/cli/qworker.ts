@@ -21,7 +21,7 @@ import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
 import { openWorkshop } from '../run/workshop.ts'
-import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
+import { openLocalStore, openS3Store, type Publisher, StoreError } from '../store/store.ts'
 import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
@@ -32,6 +32,7 @@ import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
+const STOP_SIGNALS = ['SIGTERM', 'SIGINT'] as const
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
 
 /** Below RESULT_BASEDIR. */
@@ -75,7 +76,40 @@ function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value]
 }
 
+/** TERM and INT before the worker is there to heed them. */
+interface EarlySignals {
+  /** the first that came after `hold` */
+  readonly signal: NodeJS.Signals | undefined
+  /** From now on there are parts to be closed: the first signal is remembered, the second ends the program. */
+  hold(exitCode: number): void
+  /** The worker heeds them itself. */
+  release(): void
+}
+
+/** Before anything was started a signal ends the program as it would have ended: with 0. */
+function heedEarlySignals(): EarlySignals {
+  let exitCode: number | undefined
+  let signal: NodeJS.Signals | undefined
+  const onSignal = (name: NodeJS.Signals) => {
+    if (exitCode === undefined || signal !== undefined) process.exit(exitCode ?? EXIT.ok)
+    signal = name
+  }
+  for (const name of STOP_SIGNALS) process.on(name, onSignal)
+  return {
+    get signal() {
+      return signal
+    },
+    hold: (code) => {
+      exitCode = code
+    },
+    release: () => {
+      for (const name of STOP_SIGNALS) process.off(name, onSignal)
+    },
+  }
+}
+
 async function main(): Promise<void> {
+  const early = heedEarlySignals()
   ignoreBrokenPipe()
   // A reload that comes while we start finds all fresh; by default it would end us.
   process.on('SIGHUP', () => undefined)
@@ -101,7 +135,7 @@ async function main(): Promise<void> {
   const setStaging = (folder: string) => {
     publisher.staging = folder
   }
-  await serve(config, flags, { catalogue, stores, tracker, bus, setStaging })
+  await serve(config, flags, { catalogue, stores, tracker, bus, setStaging, early })
 }
 
 interface Parts {
@@ -111,10 +145,12 @@ interface Parts {
   readonly bus: Bus
   /** Where the local store may prepare what it publishes. */
   readonly setStaging: (folder: string) => void
+  readonly early: EarlySignals
 }
 
 async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
-  const { bus, stores, tracker, catalogue } = parts
+  const { bus, stores, tracker, catalogue, early } = parts
+  early.hold(flags.once ? EXIT.failed : EXIT.ok)
   const name = `${hostname()}.${process.pid}`
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
@@ -129,28 +165,32 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
   const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
-  worker = startWorker({
-    ...settings,
-    name,
-    workerId: workshop.id,
-    workshop: workshop.path,
-    once: flags.once ?? false,
-    ...{ stores, tracker, recovery, outbox, bus },
-    environment: algorithmEnvironment(),
-    directoryOf: (uuid) => directoryOf(config, uuid),
-    probe: () => checkMachine(stores, tracker),
-    onAlive: () => notifier.feed(),
-  })
-  handleSignals(config, flags, worker, bus, notifier)
-  tellReady(config, worker, parts, server)
-  notifier.ready()
-  await worker.done
+  // A signal that came meanwhile: nothing is taken, all is closed.
+  if (early.signal === undefined) {
+    worker = startWorker({
+      ...settings,
+      name,
+      workerId: workshop.id,
+      workshop: workshop.path,
+      once: flags.once ?? false,
+      ...{ stores, tracker, recovery, outbox, bus },
+      environment: algorithmEnvironment(),
+      directoryOf: (uuid) => directoryOf(config, uuid),
+      probe: () => checkMachine(stores, tracker),
+      onAlive: () => notifier.feed(),
+    })
+    handleSignals(config, flags, worker, bus, notifier)
+    early.release()
+    tellReady(config, worker, parts, server)
+    notifier.ready()
+    await worker.done
+  }
   await server?.close()
   await outbox?.stop(OUTBOX_GRACE_MS)
   await workshop.close()
   await guard.stop()
   await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
-  await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+  await endProgram(NAME, flags.once && worker?.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
 }
 
 function tellReady(config: Config, worker: Worker, { catalogue, bus }: Parts, server: ResultServer | undefined): void {
@@ -206,8 +246,7 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     if (++stops === 1) worker.drain(signal)
     else worker.interrupt(signal)
   }
-  process.on('SIGTERM', stop)
-  process.on('SIGINT', stop)
+  for (const signal of STOP_SIGNALS) process.on(signal, stop)
   process.on('SIGTSTP', (signal) => worker.quiet(signal))
   process.on('SIGCONT', (signal) => worker.resume(signal))
   process.on('SIGTTIN', () => {
@@ -293,8 +332,8 @@ function endWithProblems(problems: readonly Problem[]): never {
 }
 
 main().catch((error: unknown) => {
-  // It could be opened, and failed before the first job: the same remedy.
-  if (error instanceof TrackerError) endWithProblems([{ exitCode: EXIT.cantCreate, message: error.message }])
+  // Found when nothing is begun yet: the message has the remedy.
+  if (error instanceof TrackerError || error instanceof StoreError) endWithError(NAME, EXIT.cantCreate, error.message)
   complain(NAME, error instanceof Error ? (error.stack ?? error.message) : String(error))
   process.exit(EXIT.software)
 })

@@ -461,7 +461,13 @@ async function checkWorkDir(path: string): Promise<string[]> {
   } catch (error) {
     if (errnoOf(error) !== 'EEXIST') throw error
   }
-  if ((await stat(path)).isDirectory()) return []
+  if ((await stat(path)).isDirectory()) {
+    const isOpen = await access(path, constants.R_OK | constants.W_OK | constants.X_OK).then(
+      () => true,
+      () => false,
+    )
+    return isOpen ? [] : [`no permission for ${path}; let the worker's user use it: chmod u+rwx ${shellWord(path)}`]
+  }
   return [`${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`]
 }
 

@@ -3,17 +3,7 @@ import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished, type TestContext, test } from 'vitest'
-import {
-  addRuns,
-  eventsOf,
-  type Health,
-  healthOf,
-  letGo,
-  type PutJob,
-  putOne,
-  untilGone,
-  untilWaiting,
-} from '../support/gated.ts'
+import { addRuns, eventsOf, healthOf, letGo, type PutJob, putOne, untilGone, untilWaiting } from '../support/gated.ts'
 import { type Installation, install, leaveOut, PROJECT, type RunningWorker, until } from '../support/installation.ts'
 
 /** What befalls a machine. `undo` may be called twice: the end of a test calls it too. */
