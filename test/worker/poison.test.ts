@@ -111,7 +111,7 @@ test('a worker that is killed as soon as its run has started has spent one attem
   await first.exited
   await until('the end of the run', () => guardsAreDone(home))
   await home.startWorker()
-  await until('its completion', () => home.status(uuid)?.state === 'complete')
+  await until('its result', () => home.result(uuid) !== undefined)
   expect(home.status(uuid)?.attempts).toMatchObject([
     { attempt: 1, outcome: 'abandoned', stderr_tail: 'attempt 1\n', kill: { survivors: [] } },
     { attempt: 2, outcome: 'success' },
