@@ -3,17 +3,7 @@ import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished, type TestContext, test } from 'vitest'
-import {
-  addRuns,
-  eventsOf,
-  type Health,
-  healthOf,
-  letGo,
-  type PutJob,
-  putOne,
-  untilGone,
-  untilWaiting,
-} from '../support/gated.ts'
+import { addRuns, eventsOf, healthOf, letGo, type PutJob, putOne, untilGone, untilWaiting } from '../support/gated.ts'
 import { type Installation, install, leaveOut, PROJECT, type RunningWorker, until } from '../support/installation.ts'
 
 /** What befalls a machine. `undo` may be called twice: the end of a test calls it too. */
@@ -199,9 +189,11 @@ test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES].map(named))(
     await untilWaiting(home, 2)
     await fault.strike(home, worker)
     letGo(home)
-    await untilPaused(home, worker, fault)
+    await worker.waitFor('the pause', ({ event }) => event === 'worker_paused')
     const others = [await putOne(home, 'ok'), await putOne(home, 'ok'), await putOne(home, 'ok')]
+    await untilPaused(home, worker, fault)
     await expectUntouched(home, worker, [inHand, ...others])
+    expect(worker.events.filter(({ event }) => event === 'publish_failed' || event === 'slot_fault')).toHaveLength(1)
     await fault.undo(home, worker)
     await expectMended(home, worker, [inHand, ...others])
   },
