@@ -210,6 +210,7 @@ test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES, LOCKED].map(named))(
     await untilPaused(home, worker, fault)
     const others = [await putOne(home, 'ok'), await putOne(home, 'ok')]
     await expectUntouched(home, worker, [...first, ...others])
+    if (fault === REPLACED) expect(readdirSync(home.results)).toEqual([])
     await fault.undo(home, worker)
     await expectMended(home, worker, [...first, ...others])
   },
