@@ -14,35 +14,18 @@
  */
 
 import { randomBytes } from 'node:crypto'
-import { constants, type Stats } from 'node:fs'
-import {
-  access,
-  type FileHandle,
-  link,
-  lstat,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  unlink,
-  utimes,
-} from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { isUuid } from '../job/package.ts'
-import { checkPublication, checkUuid, errnoOf, isFileName, openSource } from './publication.ts'
+import { LOCK, readLock, takeLock } from './lock.ts'
+import { checkPublication, checkUuid, errnoOf, isAbsence, isFileName, openSource, statOf } from './publication.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
 const STALE_MS = 3_600_000
 /** A disk on which not even this has room is full. */
 const PROBE_BYTES = 64 * 1024
-const LOCK_STALE_MS = 60_000
-const LOCK_WAIT_MS = 30_000
-const LOCK_POLL_MS = 50
 const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
 
 /** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
@@ -56,6 +39,8 @@ interface Base {
   readonly durable: Set<string>
   /** Device and inode at the first use: after an unmount another directory has its name. */
   identity: string | undefined
+  /** texts of the locks that are held here */
+  readonly locks: Set<string>
   /** whether the publisher's folder is good for staging */
   staging?: { readonly folder: string | undefined; readonly isUsable: boolean }
 }
@@ -69,7 +54,7 @@ interface Staged {
 const ANYBODY: Publisher = { identity: '', stateOf: () => 'unknown' }
 
 export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY): Promise<LocalStore> {
-  const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined }
+  const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined, locks: new Set() }
   return {
     check: async () => {
       // What an unmount leaves is not to be written into, by a check either.
@@ -107,13 +92,18 @@ async function prepare(base: Base, uuid: string): Promise<void> {
   const dir = jobDir(base.path, uuid)
   await guard(base.path, async () => {
     await makeJobDir(base, dir)
-    for (const path of [dirname(dir), dir]) {
-      if ((await lstat(path)).isDirectory()) continue
-      const remedy = 'results below it are never served; put a directory in its place'
-      throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
-    }
+    await checkJobDir(dir)
     await access(dir, constants.W_OK | constants.X_OK)
   })
+}
+
+/** @throws StoreError when what is published there would never be served */
+async function checkJobDir(dir: string): Promise<void> {
+  for (const path of [dirname(dir), dir]) {
+    if ((await lstat(path)).isDirectory()) continue
+    const remedy = 'results below it are never served; put a directory in its place'
+    throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
+  }
 }
 
 async function publish(
@@ -130,6 +120,8 @@ async function publish(
   try {
     const committed = await guard(base.path, async () => {
       await makeJobDir(base, dir)
+      // An algorithm may have put something else there since it was prepared.
+      await checkJobDir(dir)
       unlock = await lockJob(base, dir)
       return (await statOf(join(dir, 'result.json'))) !== undefined
     })
@@ -167,33 +159,9 @@ async function commitResult(dir: string, commit: Staged): Promise<boolean> {
   }
 }
 
-const LOCK = '.publishing'
-
 /** One publication of a job at a time: two workers with one result directory may have the same uuid in hand. */
 async function lockJob(base: Base, dir: string): Promise<() => Promise<void>> {
-  const path = join(dir, LOCK)
-  const { path: own, handle } = await openTemporary(base, dir)
-  const text = `${base.publisher.identity}\n${own}\n`
-  try {
-    await handle.writeFile(text).finally(() => handle.close())
-    const deadline = performance.now() + LOCK_WAIT_MS
-    // By link(2), so that a lock is never seen without its owner.
-    while (!(await link(own, path).then(() => true, isNotTaken))) {
-      await breakDeadLock(base, path)
-      if (performance.now() > deadline) {
-        throw new StoreError('unavailable', `${dir}: another worker is publishing this job and does not come to an end`)
-      }
-      await sleep(LOCK_POLL_MS)
-    }
-  } finally {
-    await rm(own, { force: true }).catch(() => undefined)
-  }
-  const renew = () => utimes(path, new Date(), new Date()).catch(() => undefined)
-  const timer = setInterval(renew, LOCK_STALE_MS / 6)
-  return async () => {
-    clearInterval(timer)
-    if ((await readLock(path)) === text) await rm(path, { force: true }).catch(() => undefined)
-  }
+  return takeLock(join(dir, LOCK), await openTemporary(base, dir), base)
 }
 
 /** Without a lock there is nothing to tidy: what is published under one is staged elsewhere. */
@@ -205,33 +173,6 @@ async function tidy(base: Base, uuid: string): Promise<void> {
     const unlock = await lockJob(base, dir)
     await unlock()
   })
-}
-
-function isNotTaken(error: unknown): false {
-  if (errnoOf(error) !== 'EEXIST') throw error
-  return false
-}
-
-function readLock(path: string): Promise<string | undefined> {
-  return readFile(path, 'utf8').catch(() => undefined)
-}
-
-/** Moved aside first: of two that break it at once, the slower one must not remove the lock that the other made since. */
-async function breakDeadLock({ publisher }: Base, path: string): Promise<void> {
-  const text = await readLock(path)
-  if (text === undefined) return
-  const [identity = ''] = text.split('\n')
-  const state = identity === '' ? 'unknown' : publisher.stateOf(identity)
-  const age = Date.now() - ((await statOf(path))?.mtimeMs ?? Date.now())
-  if (state === 'alive' || (state === 'unknown' && age < LOCK_STALE_MS)) return
-  const aside = join(dirname(path), temporaryName())
-  const isMoved = await rename(path, aside).then(
-    () => true,
-    () => false,
-  )
-  if (!isMoved) return
-  if ((await readLock(aside)) !== text) await link(aside, path).catch(() => undefined)
-  await rm(aside, { force: true })
 }
 
 function inOrder(staged: readonly Staged[]): { files: Staged[]; status: Staged[]; commit: Staged | undefined } {
@@ -526,20 +467,6 @@ async function checkWorkDir(path: string): Promise<string[]> {
 
 function shellWord(text: string): string {
   return /^[A-Za-z0-9_./:@%+,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
-}
-
-async function statOf(path: string): Promise<Stats | undefined> {
-  try {
-    return await lstat(path)
-  } catch (error) {
-    if (isAbsence(error)) return undefined
-    throw error
-  }
-}
-
-/** Codes that mean: nothing of that name is there that we would serve. */
-function isAbsence(error: unknown): boolean {
-  return ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EISDIR'].includes(errnoOf(error))
 }
 
 async function guard<T>(base: string, work: () => Promise<T>): Promise<T> {

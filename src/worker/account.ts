@@ -72,9 +72,12 @@ function openAttempt(tracked: TrackedJob | undefined): TrackedAttempt | undefine
   return tracked?.attempts.find(({ ended }) => ended === undefined)
 }
 
-/** The same ticket, and never buried: nobody kicked it. The broker keeps that count over a restart. */
-function isUnburied(tracked: TrackedJob, reservation: Reservation): boolean {
-  return tracked.attempts.at(-1)?.ticket === reservation.ticket && reservation.buries === 0
+/**
+ * The same ticket, reserved before, and never buried: nobody kicked it. A broker without a binlog gives tickets anew; that
+ * the job was reserved before is forgotten by a restart, and then it begins anew.
+ */
+function isUnburied(tracked: TrackedJob, { ticket, buries, reserves }: Reservation): boolean {
+  return tracked.attempts.at(-1)?.ticket === ticket && buries === 0 && reserves > 1
 }
 
 /** @returns true when the attempt is not open any more */

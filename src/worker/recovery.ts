@@ -69,14 +69,19 @@ export function makeRecovery(options: RecoveryOptions): Recovery {
     await closeOrphans(workerId)
   }
 
-  /** Whose workshop is gone: removed by hand, by a run, or by a worker that died before it could account for it. */
+  /**
+   * Whose workshop is gone: removed by hand, by a run, or by a worker that died before it could account for it. One that is there
+   * holds the evidence: its worker died since we looked, or another worker is at it.
+   */
   async function closeOrphans(workerId?: string): Promise<void> {
     const ended = new Set<string>()
     for (const attempt of await tracker.openAttempts(workerId)) {
       const { worker } = attempt
       if (worker === options.workerId || (await stateOfWorker(workBase, worker)) !== 'dead') continue
       await survive(options.bus, describe(attempt), async () => {
-        if (!ended.has(worker)) await endOrphans(workBase, worker)
+        const dead = (await findDeadWorkshops(workBase)).find(({ id }) => id === worker)
+        if (dead !== undefined) await recoverOnce(dead)
+        else if (!ended.has(worker)) await endOrphans(workBase, worker)
         ended.add(worker)
         await closeAttempt(options, attempt, 'abandoned', 'its worker died in the middle of it')
       })

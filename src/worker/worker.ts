@@ -64,8 +64,8 @@ export interface SlotContext extends Omit<WorkerOptions, 'catalogue' | 'slots' |
   /** uuid -> status of the jobs that are in hand; undefined until the run begins */
   readonly running: Map<string, StatusDocument | undefined>
   readonly onSettled: (settlement: Settlement) => void
-  /** This machine failed. Settles when it is known whether jobs may be taken. */
-  readonly onFault: (detail: string) => Promise<void>
+  /** Something failed: is it this machine, so that no job may be taken? */
+  readonly isMachineAtFault: (detail: string) => Promise<boolean>
 }
 
 /** What a slot is doing. */
@@ -121,7 +121,7 @@ class RunningWorker implements Worker {
   #last: Settlement | undefined
   #draining = false
   #drainTimer: NodeJS.Timeout | undefined
-  #probing: Promise<void> | undefined
+  #probing: Promise<boolean> | undefined
   #finish: () => void = () => undefined
 
   constructor(options: WorkerOptions) {
@@ -150,7 +150,7 @@ class RunningWorker implements Worker {
         this.#settled[settlement.action]++
         this.#last = settlement
       },
-      onFault: (detail) => this.#checkMachine(detail),
+      isMachineAtFault: (detail) => this.#checkMachine(detail),
       onAlive: () => this.#showLife(),
     }
   }
@@ -183,19 +183,21 @@ class RunningWorker implements Worker {
   }
 
   /** Where the machine is at fault for all jobs, none is taken until it is mended. */
-  #checkMachine(detail: string): Promise<void> {
+  #checkMachine(detail: string): Promise<boolean> {
     this.#probing ??= this.#probe(detail).finally(() => {
       this.#probing = undefined
     })
     return this.#probing
   }
 
-  async #probe(detail: string): Promise<void> {
+  async #probe(detail: string): Promise<boolean> {
     const [problem] = await this.#findProblems()
-    if (problem === undefined || this.#draining || this.#gate.has('fault')) return
+    if (problem === undefined) return false
+    if (this.#draining || this.#gate.has('fault')) return true
     this.#gate.close('fault', problem)
     this.#options.bus.emit({ event: 'worker_paused', reason: problem, cause: detail })
     void this.#awaitMending()
+    return true
   }
 
   async #awaitMending(): Promise<void> {

@@ -38,7 +38,14 @@ export interface Health {
 }
 
 export async function healthOf(worker: RunningWorker): Promise<Health> {
-  return (await (await fetch(`${worker.url}healthz`)).json()) as Health
+  let health: Health | undefined
+  const look = async () => {
+    health = (await (await fetch(`${worker.url}healthz`)).json()) as Health
+    return true
+  }
+  // A worker that is short of descriptors closes connections at times.
+  await until('an answer to /healthz', () => look().catch(() => false))
+  return health as Health
 }
 
 export function eventsOf(worker: RunningWorker, event: string): LogLine[] {

@@ -176,7 +176,7 @@ async function startWorker(env: Record<string, string>, args: string[]): Promise
       void closed.then(([code, signal]) => {
         look()
         reject(new Error(`worker ended (${code ?? signal}) before ${what}\n${said.stderr}${said.stdout.slice(-4000)}`))
-      })
+      }, reject)
       look()
     })
   const ready =

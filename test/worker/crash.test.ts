@@ -47,7 +47,7 @@ test('a worker is killed between the commit of a result and the delete, while S3
   expect(JSON.stringify(home.result(uuid))).toBe(text)
   expect(JSON.stringify(JSON.parse((await s3.get(uuid, 'result.json')) ?? ''))).toBe(text)
   expect(runsOf(home, 'job')).toBe(1)
-})
+}, 180_000)
 
 test('a worker is killed between the commit of a result and its note in the tracker: the job comes again, is deleted and not run, and is copied', async () => {
   const home = await install({ CONCURRENCY: '1' })
@@ -70,7 +70,7 @@ test('a worker is killed between the commit of a result and its note in the trac
   await until('the copy', () => home.status(uuid)?.s3?.state === 'published')
   expect(s3.results).toEqual([uuid])
   expect(runsOf(home, 'job')).toBe(1)
-})
+}, 180_000)
 
 test('a worker is killed between the note of a failure and the burial: the job is buried at once and not run; kicked by hand it begins anew', async () => {
   const home = await install({ CONCURRENCY: '1', MAX_ATTEMPTS: '1' })
@@ -95,7 +95,7 @@ test('a worker is killed between the note of a failure and the burial: the job i
   await until('the burial', async () => (await home.ticketState(ticket)) === 'buried')
   expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'failed' }])
   expect(runsOf(home, 'job')).toBe(2)
-})
+}, 180_000)
 
 test('a worker is killed between the publication of a failure and its note in the tracker: what was published stands, and the job is buried and not run', async () => {
   const home = await install({ CONCURRENCY: '1', MAX_ATTEMPTS: '5' })
@@ -120,4 +120,4 @@ test('a worker is killed between the publication of a failure and its note in th
   await until('the burial', async () => (await home.ticketState(ticket)) === 'buried')
   expect(existsSync(join(home.algorithms, 'job', 'go'))).toBe(true)
   expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'rejected' }])
-})
+}, 180_000)

@@ -52,7 +52,7 @@ test('a worker that is stopped right before it publishes and goes on soon takes 
   expect([published(first, uuid), published(second, uuid)]).toEqual([1, 0])
   expect(runsOf(home)).toBe(1)
   expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'success' }])
-})
+}, 180_000)
 
 test('the run of a worker that stays stopped is ended by another, which runs the job again; going on, the first changes nothing', async () => {
   const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })

@@ -73,7 +73,7 @@ test('a job that kills its worker each time is buried after its last attempt and
     expect(kill).toMatchObject({ signals: [{ signal: 'SIGKILL' }], survivors: [] })
   }
   await until('the broker has buried it', async () => (await broker.stat('current-jobs-buried')) === 1)
-})
+}, 180_000)
 
 test('a job that kills its worker each time is buried after its last attempt when other workers live on and take it at once', async () => {
   const home = await install({ CONCURRENCY: '1', MAX_ATTEMPTS: String(MAX_ATTEMPTS), GRACE_TIME: '600' })
@@ -101,7 +101,7 @@ test('a job that kills its worker each time is buried after its last attempt whe
   await Promise.all(both)
   expectPoisoned(home, uuid)
   expect(deaths).toBe(MAX_ATTEMPTS)
-})
+}, 180_000)
 
 test('a worker that is killed as soon as its run has started has spent one attempt, and one only', async () => {
   const home = await install({ CONCURRENCY: '1', GRACE_TIME: '600' })
@@ -118,4 +118,4 @@ test('a worker that is killed as soon as its run has started has spent one attem
   ])
   expect(runsOf(home, 'once')).toBe(1)
   expect(home.result(uuid)?.result).toBe(2)
-})
+}, 180_000)

@@ -32,7 +32,7 @@ const spoilers: [string, RegExp, (home: Installation, context: TestContext) => v
     /tracker \S+tracker\.db is damaged or no database .*stop all workers that use it and move it away/,
     (home) => {
       const bytes = readFileSync(pathOf(home))
-      bytes.fill(0xff, 4096)
+      bytes.fill(0xff, bytes.length - 4096)
       writeFileSync(pathOf(home), bytes)
       for (const more of ['-wal', '-shm']) rmSync(pathOf(home) + more, { force: true })
     },

@@ -3,7 +3,7 @@ import { afterEach, expect, test, vi } from 'vitest'
 import { type Queue, QueueError } from '../../src/queue/queue.ts'
 import { makeBus } from '../../src/report/events.ts'
 import { startWorker, type Worker, type WorkerOptions } from '../../src/worker/worker.ts'
-import { addRuns, eventsOf, healthOf, putOne, tell, untilGone, untilWaiting } from '../support/gated.ts'
+import { addRuns, eventsOf, healthOf, putOne, slotsOf, tell, untilGone, untilWaiting } from '../support/gated.ts'
 import { install, until } from '../support/installation.ts'
 import { needTools, startManager } from '../support/manager.ts'
 
@@ -37,8 +37,9 @@ test('a worker that is paused, and one that looks for its broker, is fed', { tim
   await putOne(home, 'ok')
   await worker.waitFor('the pause', ({ event }) => event === 'worker_paused')
   await untilWaiting(home, 0)
+  await until('both slots stand by', async () => (await slotsOf(worker)).every(({ state }) => state === 'waiting'))
   const paused = manager.heard.length
-  await until('it is fed while paused', () => fedSince(paused) >= 2)
+  await until('it is fed while paused', () => fedSince(paused) >= 3)
   expect((await healthOf(worker)).status).toBe('paused')
   renameSync(`${home.results}.away`, home.results)
   await worker.waitFor('the end of the pause', ({ event }) => event === 'worker_resumed')

@@ -12,7 +12,8 @@ import { countRuns, readOverlaps } from '../journal.ts'
 import { type Crew, hireCrew, timesOf } from './crew.ts'
 import { bringFaults, calmAll, type FaultRecord, type Victims } from './faults.ts'
 import { type Logbook, makeLogbook } from './logbook.ts'
-import { findMarked, type Lookout, startLookout } from './lookout.ts'
+import { type Lookout, startLookout } from './lookout.ts'
+import { findMarked } from './marked.ts'
 import { type FaultKind, planFaults } from './plan.ts'
 import { type Ledger, type Producers, startProducers } from './producers.ts'
 import { findLeaks, type ResultWatch, readDisk, watchResults } from './results.ts'
@@ -108,6 +109,8 @@ interface Scene {
   phase: Progress['phase']
   open: number
   buried: number
+  /** jobs that had been put when the queue was last looked at */
+  putAtLook: number
 }
 
 export async function torture(options: TortureOptions): Promise<TortureEnd> {
@@ -119,16 +122,22 @@ export async function torture(options: TortureOptions): Promise<TortureEnd> {
   }
   const scene = setScene(options, rig)
   const stopLooking = startLooking(scene)
+  let end: TortureEnd
+  let left: string[]
   try {
     await play(scene)
-    if (options.signal.aborted) return { kind: 'interrupted', kept: options.keep ? rig.base : undefined }
-    return { kind: 'report', report: await compare(scene) }
+    end = options.signal.aborted
+      ? { kind: 'interrupted', kept: options.keep ? rig.base : undefined }
+      : { kind: 'report', report: await compare(scene) }
   } finally {
     stopLooking()
     scene.lookout.stop()
     await scene.crew.killAll()
-    await rig.takeDown()
+    left = await rig.takeDown()
   }
+  if (end.kind !== 'report' || left.length === 0) return end
+  const notes = [...end.report.notes, ...left.map((problem) => `could not be cleaned up: ${problem}`)]
+  return { kind: 'report', report: { ...end.report, notes } }
 }
 
 function build(options: TortureOptions): Promise<Rig> {
@@ -174,6 +183,7 @@ function setScene(options: TortureOptions, rig: Rig): Scene {
     phase: 'torture',
     open: 0,
     buried: 0,
+    putAtLook: 0,
   }
 }
 
@@ -189,6 +199,7 @@ function startLooking(scene: Scene): () => void {
         const { open, buried } = await countTube(wire, scene.rig.tube)
         scene.open = open
         scene.buried = buried
+        scene.putAtLook = ledgerOf(scene).size
       } catch {
         // The broker is away: what it last said holds.
         wire?.close()
@@ -251,7 +262,7 @@ async function play(scene: Scene): Promise<void> {
     tube: rig.tube,
     jobsPerSecond,
     maxOpen: Math.min(Math.max(jobsPerSecond * OPEN_SECONDS, LEAST_OPEN), MOST_OPEN),
-    openCount: () => scene.open,
+    openCount: () => scene.open + ledgerOf(scene).size - scene.putAtLook,
     signal: producing,
   })
   await Promise.all([
