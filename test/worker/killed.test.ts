@@ -20,7 +20,7 @@ test('a worker killed with -9 leaves no run; its job runs again, and the next st
   const next = await home.startWorker()
   const cleared = next.events.find(({ event }) => event === 'worker_recovered')
   expect(cleared).toMatchObject({ attempts: 1, survivors: [] })
-  await until('its completion', () => home.status(uuid)?.state === 'complete')
+  await until('its completion', () => home.result(uuid) !== undefined)
   expect(home.result(uuid)?.result).toBe(2)
   expect(await next.stop()).toBe(0)
   expect(readdirSync(join(home.results, '.work'))).toEqual([])
