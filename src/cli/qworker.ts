@@ -17,6 +17,8 @@ import { isTubeName } from '../queue/queue.ts'
 import { type Bus, makeBus } from '../report/events.ts'
 import { makeLog } from '../report/log.ts'
 import type { Catalogue } from '../run/algorithm.ts'
+import { openGroups } from '../run/cgroup.ts'
+import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
 import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
@@ -81,11 +83,16 @@ async function main(): Promise<void> {
   process.on('SIGHUP', () => undefined)
   const flags = parseFlags()
   const config = await readConfigOrEnd(flags)
-  const catalogue = await readAlgorithms(config)
+  // Before anything lasting is started, and before the limits of algorithms are divided.
+  const cgroup = await divideOwnGroup()
+  const catalogue = await readAlgorithms(config, controllersOf(cgroup))
   const stores = await openStores(config)
   const problems = await findProblems(config, stores, catalogue)
   const tracker = await openTrackerOrTell(config, problems)
-  if (problems.length > 0 || tracker === undefined) return endWithProblems(problems)
+  if (problems.length > 0 || tracker === undefined) {
+    if ('path' in cgroup) cgroup.giveBack()
+    return endWithProblems(problems)
+  }
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
   bus.subscribe(makeLog(logOptions(config, flags)))
@@ -95,7 +102,16 @@ async function main(): Promise<void> {
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
-  await serve(config, flags, { catalogue, stores, tracker, bus })
+  await serve(config, flags, { catalogue, stores, tracker, bus, cgroup })
+}
+
+function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
+  return 'path' in cgroup ? cgroup.controllers : []
+}
+
+/** What the log and /healthz say of it. */
+function describeCgroup(cgroup: Parts['cgroup']): { controllers: readonly string[] | null; why: string | null } {
+  return 'path' in cgroup ? { controllers: cgroup.controllers, why: null } : { controllers: null, why: cgroup.why }
 }
 
 interface Parts {
@@ -103,10 +119,11 @@ interface Parts {
   readonly stores: Stores
   readonly tracker: Tracker
   readonly bus: Bus
+  readonly cgroup: Delegation | { readonly why: string }
 }
 
 async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
-  const { bus, stores, tracker, catalogue } = parts
+  const { bus, stores, tracker, catalogue, cgroup } = parts
   const name = `${hostname()}.${process.pid}`
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
@@ -115,10 +132,12 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
-  const workshop = await openWorkshop(workBase, name)
+  const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
+  const workshop = await openWorkshop(workBase, name, groups?.base)
   const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
+  if ('path' in cgroup) await cgroup.sweep()
   const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
   worker = startWorker({
     ...settings,
@@ -126,13 +145,14 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
     workerId: workshop.id,
     workshop: workshop.path,
     once: flags.once ?? false,
-    ...{ stores, tracker, recovery, outbox, bus },
+    ...{ stores, tracker, recovery, outbox, bus, groups },
+    cgroup: describeCgroup(cgroup),
     environment: algorithmEnvironment(),
     directoryOf: (uuid) => directoryOf(config, uuid),
     probe: () => checkMachine(stores, tracker),
     onAlive: () => notifier.feed(),
   })
-  handleSignals(config, flags, worker, bus, notifier)
+  handleSignals(config, flags, worker, parts, notifier)
   tellReady(config, worker, parts, server)
   notifier.ready()
   await worker.done
@@ -141,10 +161,17 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   await workshop.close()
   await guard.stop()
   await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
+  if ('path' in cgroup) cgroup.giveBack()
   await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
 }
 
-function tellReady(config: Config, worker: Worker, { catalogue, bus }: Parts, server: ResultServer | undefined): void {
+function tellReady(
+  config: Config,
+  worker: Worker,
+  { catalogue, bus, cgroup }: Parts,
+  server: ResultServer | undefined,
+): void {
+  bus.emit({ event: 'worker_cgroup', ...describeCgroup(cgroup) })
   const host = server?.host.includes(':') ? `[${server.host}]` : server?.host
   bus.emit({
     event: 'worker_ready',
@@ -188,7 +215,9 @@ function startHttp(
   }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
 }
 
-function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: Bus, notifier: Notifier): void {
+function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, parts: Parts, notifier: Notifier): void {
+  const { bus } = parts
+  const controllers = controllersOf(parts.cgroup)
   let current = config
   let reloading = Promise.resolve()
   let stops = 0
@@ -208,7 +237,7 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     // One after the other: two that overlap could leave the older one in force.
     reloading = reloading.then(async () => {
       notifier.reloading()
-      current = await reload(current, flags, worker, bus)
+      current = await reload(current, flags, { worker, bus, controllers })
       notifier.ready()
     })
   })

@@ -66,6 +66,8 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
   switch (event.event) {
     case 'run_started':
       return 'debug'
+    case 'worker_cgroup':
+      return event.controllers === null ? 'debug' : 'info'
     case 'run_ended':
       return event.outcome.kind === 'success' ? 'info' : 'warn'
     case 'job_settled':
@@ -111,6 +113,10 @@ function shortLine(event: WorkerEvent): string {
       return `${event.cause}: taking jobs again${event.seconds === null ? '' : ` after ${event.seconds} s`}`
     case 'worker_recovered':
       return `worker ${event.worker} died: ${event.attempts} attempt${event.attempts === 1 ? '' : 's'} of it ended${event.survivors.length > 0 ? `; STILL ALIVE: ${event.survivors.join(' ')}` : ', nothing of it is left'}`
+    case 'worker_cgroup':
+      return event.controllers === null
+        ? `runs have no control groups: ${event.why}`
+        : `each run has a control group: ${[...event.controllers, 'its end'].join(', ')}`
     case 'worker_problem':
       return event.problem
     case 'config_read':

@@ -11,7 +11,8 @@
  * groups, which no fork escapes; and what appears during a look is shot at sight. Only a look during whose last listing
  * nothing was forked is believed at once.
  * What no look can find: a process that dropped the mark, left the session, the directory and the streams, and lost its
- * parent before we first looked. That takes intent; only a control group would hold it.
+ * parent before we first looked. That takes intent. Where a run has a control group (cgroup.ts) it is found there, and
+ * the group is killed as a whole with each KILL.
  *
  * Elsewhere only descendants (tree-kill, by way of `ps`) and the process group are found; the receipt says `tree`.
  */
@@ -20,6 +21,7 @@ import { closeSync, openSync } from 'node:fs'
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { KillReceipt } from '../job/outcome.ts'
+import { isPopulated, killGroups, listGroups } from './cgroup.ts'
 import {
   hasProc,
   type Known,
@@ -77,7 +79,7 @@ export async function sweepLeftovers(run: RunIdentity, useProc: boolean = hasPro
     if (isAnyLeft(look)) return endByProc(run, 0, known)
     if (look.isClear) return undefined
   }
-  return undefined
+  return listGroups(run).some(isPopulated) ? endByProc(run, 0, known) : undefined
 }
 
 /**
@@ -157,6 +159,7 @@ function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
 
 async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void> {
   // A group within a session of the quarry is the quarry's, also when its leader is gone.
+  killGroups(quarry)
   const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
   if (quarry.pid !== undefined) groups.set(quarry.pid, false)
   for (const [group, isInSession] of groups) killGroup(group, known, isInSession)

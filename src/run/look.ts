@@ -1,8 +1,9 @@
 /**
  * Looking for the processes of a run, or of all runs of a worker, in `/proc`.
  *
- * A process belongs to the quarry when it carries the mark in its environment, is in a session of the quarry, works in
- * its directory, writes to its streams, or descends from one that does; and once seen, it is remembered. Where a whole
+ * A process belongs to the quarry when it is in its control group (cgroup.ts), carries the mark in its environment, is in
+ * a session of the quarry, works in its directory, writes to its streams, or descends from one that does; and once seen,
+ * it is remembered. Where a whole
  * worker is looked for, no first process is known; but who carries a mark got it, and its session, from the run.
  * Never looked at are processes older than the quarry (so a recycled number cannot be mistaken for it), number 1, this
  * very process and those above it.
@@ -15,12 +16,13 @@
 
 import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import { type GroupQuarry, listGroups, readMembers } from './cgroup.ts'
 
 /** Name of the environment variable that marks the processes of a run. */
 export const MARK_VARIABLE = 'QWORKER_RUN'
 
 /** How processes are recognised: those of one run, or those of all runs of a worker. */
-export interface Quarry {
+export interface Quarry extends GroupQuarry {
   /** of the run's first process, which leads its session and group; undefined when all runs of a worker are meant */
   readonly pid: number | undefined
   /** value of MARK_VARIABLE; without a `pid`, what the value begins with */
@@ -99,11 +101,17 @@ export async function lookFor(quarry: Quarry, known: Known, onNew?: (stat: Proce
   const sight = openSight()
   const seen = new Map<number, ProcessStat | undefined>()
   const all = await listNew(seen, sight)
+  let members = listMembers(quarry, sight)
   forgetRecycled(known, seen)
   const spared = listAncestors(seen)
   const own = new Map<number, ProcessStat>()
   const takeIfOwn = (stat: ProcessStat): boolean => {
-    const trace = known.has(stat.pid) || isRelated(stat, known) ? 'kin' : traceOf(stat, quarry, sight)
+    const trace =
+      known.has(stat.pid) || isRelated(stat, known)
+        ? 'kin'
+        : members.has(stat.pid)
+          ? 'group'
+          : traceOf(stat, quarry, sight)
     if (trace === undefined) return false
     own.set(stat.pid, stat)
     known.set(stat.pid, stat.startTicks)
@@ -122,7 +130,9 @@ export async function lookFor(quarry: Quarry, known: Known, onNew?: (stat: Proce
   let isClear = false
   for (let listings = 0; listings < MOST_LISTINGS && !isClear; listings++) {
     const before = newestPid(sight)
-    for (const stat of await listNew(seen, sight)) {
+    const fresh = await listNew(seen, sight)
+    if (fresh.length > 0) members = listMembers(quarry, sight)
+    for (const stat of fresh) {
       if (isCandidate(stat, quarry, spared) && takeIfOwn(stat)) onNew?.(stat)
       if (isTired(sight)) await rest(sight)
     }
@@ -169,6 +179,11 @@ async function listNew(seen: Map<number, ProcessStat | undefined>, sight: Sight)
     if (isTired(sight)) await rest(sight)
   }
   return found
+}
+
+/** Who is in the quarry's control groups. */
+function listMembers(quarry: Quarry, sight: Sight): Set<number> {
+  return new Set(listGroups(quarry).flatMap((path) => attempt(sight, () => readMembers(path)) ?? []))
 }
 
 /** The last number that the system gave to a process: while it stays, nothing was forked. */

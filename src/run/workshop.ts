@@ -13,9 +13,11 @@
  */
 
 import { randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { lstat, mkdir, readdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises'
 import { basename, isAbsolute, join } from 'node:path'
 import type { KillReceipt } from '../job/outcome.ts'
+import { removeGroups } from './cgroup.ts'
 import { findProcesses, killRuns } from './kill.ts'
 import { hasProc } from './look.ts'
 import { asLocal, isNumberFree, isPresent, ownPresence } from './presence.ts'
@@ -27,6 +29,8 @@ export interface Workshop {
   /** absolute, without links */
   readonly path: string
   readonly presence: string
+  /** absolute path of the folder with the control groups of its runs; undefined: they have none */
+  readonly cgroupBase: string | undefined
   /** Removes the folder when no run is left in it. */
   close(): Promise<void>
 }
@@ -54,6 +58,8 @@ export interface Owner {
   readonly name: string
   /** ISO 8601 */
   readonly started: string
+  /** of its control groups, if it had any */
+  readonly cgroupBase?: string | undefined
 }
 
 /** How the runs of a dead worker were ended. */
@@ -80,16 +86,17 @@ export const LOOK_AGAIN_MS = [100, 400]
  * Makes the folder of this worker process.
  * @param workBase `RESULT_BASEDIR/.work`; made when it is not there, but nothing above it
  * @param name of the worker, for people
+ * @param cgroupBase see Workshop
  * @throws what the file system throws
  */
-export async function openWorkshop(workBase: string, name: string): Promise<Workshop> {
+export async function openWorkshop(workBase: string, name: string, cgroupBase?: string): Promise<Workshop> {
   await mkdir(workBase, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'EEXIST') throw error
   })
   const id = `w${process.pid}-${Date.now().toString(36)}-${randomBytes(4).toString('hex')}`
   const base = await realpath(workBase)
   const path = join(base, id)
-  const owner: Owner = { presence: ownPresence(), name, started: new Date().toISOString() }
+  const owner: Owner = { presence: ownPresence(), name, started: new Date().toISOString(), cgroupBase }
   const half = join(base, `.new-${id}`)
   try {
     await mkdir(half, { mode: 0o700 })
@@ -104,6 +111,7 @@ export async function openWorkshop(workBase: string, name: string): Promise<Work
     id,
     path,
     presence: owner.presence,
+    cgroupBase,
     async close() {
       clearInterval(restoring)
       if ((await listRuns(path)).length === 0) await removeFolder(path)
@@ -165,7 +173,8 @@ async function isUnreadable(path: string): Promise<boolean> {
 async function readOwner(path: string): Promise<Owner | undefined> {
   const owner = await readDocument<Owner>(path, OWNER_FILE)
   if (typeof owner?.presence !== 'string') return undefined
-  return { presence: owner.presence, name: String(owner.name), started: String(owner.started) }
+  const cgroupBase = typeof owner.cgroupBase === 'string' ? owner.cgroupBase : undefined
+  return { presence: owner.presence, name: String(owner.name), started: String(owner.started), cgroupBase }
 }
 
 async function readDocument<T>(folder: string, name: string): Promise<Partial<T> | undefined> {
@@ -232,7 +241,7 @@ export async function endWorkshop(dead: DeadWorkshop): Promise<WorkshopEnd> {
   const ended = await readDocument<{ ended: string; receipt: KillReceipt }>(dead.path, END_FILE)
   const byGuard = Array.isArray(ended?.receipt?.survivors) ? ended?.receipt : undefined
   const pauses = byGuard === undefined ? LOOK_AGAIN_MS : []
-  const own = dead.owner === undefined ? NOTHING_DONE : await endRunsOf(dead.id, dead.path, dead.owner.presence, pauses)
+  const own = dead.owner === undefined ? NOTHING_DONE : await endRunsOf(dead.id, dead.path, dead.owner, pauses)
   if (byGuard === undefined) return { receipt: own, guardEnded: undefined }
   const receipt = own.signals.length > 0 ? own : { ...byGuard, survivors: own.survivors }
   return { receipt, guardEnded: String(ended?.ended) }
@@ -260,31 +269,50 @@ export async function endRunOf(workBase: string, id: string, run: string): Promi
   if (base === undefined || local === undefined) return undefined
   const [uuid, attempt] = run.split('.')
   const mark = `${id}.${uuid}.${attempt}.`
-  return killRuns({ pid: undefined, mark, workdir: join(base, id, run), startTicks: local.startTicks }, [])
+  const { startTicks } = local
+  return killRuns({ pid: undefined, mark, workdir: join(base, id, run), startTicks, ...groupsOf(owner) }, [])
 }
 
 const NOTHING_DONE: KillReceipt = { signals: [], duration_ms: 0, survivors: [], method: hasProc ? 'proc' : 'tree' }
 
-async function endRunsOf(id: string, path: string, presence: string, pauses: readonly number[]): Promise<KillReceipt> {
-  const local = asLocal(presence)
-  if (local === undefined || isPresent(presence) !== 'dead') return NOTHING_DONE
+type Owning = Pick<Owner, 'presence' | 'cgroupBase'>
+
+/** Read from a file, it is to be a folder of control groups; what else it may be is left alone, by the names in it. */
+function groupsOf(owner: Owning | undefined): { cgroupBase?: string } {
+  const path = owner?.cgroupBase
+  return path !== undefined && isAbsolute(path) && existsSync(join(path, 'cgroup.procs')) ? { cgroupBase: path } : {}
+}
+
+async function endRunsOf(id: string, path: string, owner: Owning, pauses: readonly number[]): Promise<KillReceipt> {
+  const local = asLocal(owner.presence)
+  if (local === undefined || isPresent(owner.presence) !== 'dead') return NOTHING_DONE
   // By this folder and this mark processes are killed: neither may be short by mistake.
   if (!isAbsolute(path) || basename(path) !== id || !WORKSHOP_NAME.test(id)) return NOTHING_DONE
-  return killRuns({ pid: undefined, mark: markOf(id), workdir: path, startTicks: local.startTicks }, pauses)
+  const { startTicks } = local
+  const runs = { pid: undefined, mark: markOf(id), workdir: path, startTicks, ...groupsOf(owner) }
+  const receipt = await killRuns(runs, pauses)
+  await removeGroups(runs)
+  return receipt
 }
 
 /**
  * What the guard of a worker does after the worker's death. Its receipt stays in the folder for whoever accounts for
  * the runs; a folder without runs is removed.
+ * @param cgroupBase see Workshop; none: undefined or empty
  * @returns undefined when this is no folder of a dead worker: nothing was done
  */
-export async function endForDeadWorker(path: string, id: string, presence: string): Promise<KillReceipt | undefined> {
+export async function endForDeadWorker(
+  path: string,
+  id: string,
+  presence: string,
+  cgroupBase?: string,
+): Promise<KillReceipt | undefined> {
   if (!isAbsolute(path) || basename(path) !== id || !WORKSHOP_NAME.test(id)) return undefined
   const owner = await readOwner(path)
   // A run may have removed the folder with all in it: its processes are ended all the same.
   if (owner !== undefined && owner.presence !== presence) return undefined
   if (asLocal(presence) === undefined || isPresent(presence) !== 'dead') return undefined
-  const receipt = await endRunsOf(id, path, presence, LOOK_AGAIN_MS)
+  const receipt = await endRunsOf(id, path, { presence, cgroupBase }, LOOK_AGAIN_MS)
   if ((await listRuns(path)).length === 0) await removeFolder(path)
   // It fails where another has accounted for all and removed the folder meanwhile.
   else await writeDocument(path, END_FILE, { ended: new Date().toISOString(), receipt }).catch(() => undefined)
