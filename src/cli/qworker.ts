@@ -109,7 +109,7 @@ function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
   return 'path' in cgroup ? cgroup.controllers : []
 }
 
-/** What the log and /healthz say of it. */
+/** What the log says of it. */
 function describeCgroup(cgroup: Parts['cgroup']): { controllers: readonly string[] | null; why: string | null } {
   return 'path' in cgroup ? { controllers: cgroup.controllers, why: null } : { controllers: null, why: cgroup.why }
 }
@@ -146,7 +146,8 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
     workshop: workshop.path,
     once: flags.once ?? false,
     ...{ stores, tracker, recovery, outbox, bus, groups },
-    cgroup: describeCgroup(cgroup),
+    // Anybody may read it: the reason may name what is none of theirs.
+    cgroup: { controllers: describeCgroup(cgroup).controllers },
     environment: algorithmEnvironment(),
     directoryOf: (uuid) => directoryOf(config, uuid),
     probe: () => checkMachine(stores, tracker),

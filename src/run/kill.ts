@@ -79,7 +79,9 @@ export async function sweepLeftovers(run: RunIdentity, useProc: boolean = hasPro
     if (isAnyLeft(look)) return endByProc(run, 0, known)
     if (look.isClear) return undefined
   }
-  return listGroups(run).some(isPopulated) ? endByProc(run, 0, known) : undefined
+  if (!listGroups(run).some(isPopulated)) return undefined
+  const receipt = await endByProc(run, 0, known)
+  return receipt.signals.length > 0 ? receipt : undefined
 }
 
 /**

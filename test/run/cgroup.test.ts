@@ -16,10 +16,10 @@ const MiB = 2 ** 20
 const DAEMON = `cd /; env -i NAP=$NAP setsid sh -c 'setsid sleep $NAP </dev/null >/dev/null 2>&1 &' </dev/null >/dev/null 2>&1`
 
 /** A group as a service manager would make it for a worker, gone afterwards. */
-function delegate(context: TestContext): string {
+function delegate(context: TestContext, suffix = ''): string {
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
   const root = pathOf('/', mounts) ?? leaveOut(context, 'no cgroup2 file system is mounted')
-  const path = join(root, `qworker-test-${process.pid}-${process.hrtime.bigint()}`)
+  const path = join(root, `qworker-test-${process.pid}-${process.hrtime.bigint()}${suffix}`)
   try {
     mkdirSync(path)
   } catch (error) {
@@ -149,6 +149,15 @@ test('a worker that shares its group with others leaves all as it is', async (co
     ['', String(stranger.pid), String(keeper.child.pid)].sort(),
   )
   expect(keeper.reports[0]?.outcome.kind).toBe('success')
+  await stop(keeper)
+})
+
+test('root has the right to every group: of one that systemd may have made, systemd is asked', async (context) => {
+  if (process.geteuid?.() !== 0) leaveOut(context, 'needs root')
+  const within = delegate(context, '.service')
+  const { keeper } = await runWithin(within, [])
+  expect(keeper.cgroup?.why).toMatch(/^qworker-test-.*\.service is not delegated \(Delegate= is ./)
+  expect(foldersIn(within)).toEqual([])
   await stop(keeper)
 })
 
