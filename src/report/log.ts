@@ -116,7 +116,7 @@ function shortLine(event: WorkerEvent): string {
     case 'worker_cgroup':
       return event.controllers === null
         ? `runs have no control groups: ${event.why}`
-        : `each run has a control group: ${[...event.controllers, 'its end'].join(', ')}`
+        : `each run has a control group (cgroup v2), with ${event.controllers.join(', ') || 'no'} controllers`
     case 'worker_problem':
       return event.problem
     case 'config_read':
