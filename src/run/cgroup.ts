@@ -30,9 +30,9 @@ export const ENTRY_FD = 3
 
 /**
  * Fixed text; all values come as arguments: the number of words that only a run outside of its group needs, these words,
- * and the rest. 0 stands for who writes it: cgroups(7).
+ * and the rest. 0 stands for who writes it: cgroups(7). A shell adds to the environment what it is to take out again.
  */
-const ENTER_SCRIPT = `n=$1; shift; { echo 0 >&${ENTRY_FD}; } 2>/dev/null && shift "$n"; exec ${ENTRY_FD}>&-; exec "$@"`
+const ENTER_SCRIPT = `n=$1; shift; { echo 0 >&${ENTRY_FD}; } 2>/dev/null && shift "$n"; exec ${ENTRY_FD}>&-; unset PWD OLDPWD; exec "$@"`
 
 /** Dying processes keep a group busy for a moment; those that cannot die keep it, and a later start removes it. */
 const REMOVE_MS = 1000

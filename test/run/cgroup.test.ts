@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { type ChildProcess, type StdioOptions, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -193,16 +193,23 @@ test('a group that cannot be made is told once, and the run goes on with the lim
 })
 
 test('who cannot enter is started with the words for that, and the descriptor is closed', () => {
-  const command = ['/bin/sh', '-c', `echo "$0 $IN $1"; echo 2>/dev/null >&${ENTRY_FD} || echo closed`, 'a b', '$(id)']
+  const command = [
+    '/bin/sh',
+    '-c',
+    `echo "$0 $IN $1"; echo 2>/dev/null >&${ENTRY_FD} || echo closed; tr '\\0' '\\n' </proc/$$/environ`,
+    'a b',
+    '$(id)',
+  ]
   const say = (device: string) => {
     const entry = openSync(device, 'w')
     const [file = '', ...args] = [...entryLauncher(['/usr/bin/env', 'IN=out']), ...command]
-    const { stdout } = spawnSync(file, args, { stdio: ['ignore', 'pipe', 'pipe', entry], encoding: 'utf8' })
+    const stdio: StdioOptions = ['ignore', 'pipe', 'pipe', entry]
+    const { stdout } = spawnSync(file, args, { stdio, encoding: 'utf8', env: { PATH, A: '1' } })
     closeSync(entry)
-    return stdout
+    return stdout.replace(`PATH=${PATH}\n`, '').replace(/^(_|SHLVL)=.*\n/gm, '')
   }
-  expect(say('/dev/full')).toBe('a b out $(id)\nclosed\n')
-  expect(say('/dev/null')).toBe('a b  $(id)\nclosed\n')
+  expect(say('/dev/full')).toBe('a b out $(id)\nclosed\nA=1\nIN=out\n')
+  expect(say('/dev/null')).toBe('a b  $(id)\nclosed\nA=1\n')
 })
 
 test('a program that cannot be started is told as without a group', async (context) => {
