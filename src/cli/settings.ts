@@ -9,6 +9,7 @@ import {
   type ConfigKey,
   LOCAL_BASEURL,
   loadConfig,
+  localBaseUrl,
   SHAREABLE,
   WORKER_KEYS,
 } from '../config.ts'
@@ -101,9 +102,12 @@ export async function reload(
     bus.emit({ event: 'config_refused', problems: error.problems })
     return now
   }
-  const isChanged = (key: ConfigKey) => JSON.stringify(read[key]) !== JSON.stringify(now[key])
+  const differs = (one: Config) => (key: ConfigKey) => JSON.stringify(one[key]) !== JSON.stringify(now[key])
   const kept = Object.fromEntries(FIXED.map((key) => [key, now[key]]))
-  const next = Object.freeze({ ...read, ...kept }) as Config
+  // An address that follows from the port is that of the port in use.
+  const isDerived = read.RESULT_BASEURL === localBaseUrl(read.HTTP_PORT)
+  const address = isDerived ? { RESULT_BASEURL: localBaseUrl(now.HTTP_PORT) } : {}
+  const next = Object.freeze({ ...read, ...kept, ...address }) as Config
   const catalogue = await readAlgorithms(next, controllers)
   // As at the start: without a folder, or without any algorithm, every job would be buried as of unknown type.
   const obstacles = checkAlgorithms(next, catalogue)
@@ -115,8 +119,8 @@ export async function reload(
   worker.reload(makeSettings(next, flags, catalogue))
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
-  const changed = WORKER_KEYS.filter((key) => !FIXED.includes(key) && isChanged(key))
-  bus.emit({ event: 'config_read', changed, needRestart: FIXED.filter(isChanged) })
+  const changed = WORKER_KEYS.filter(differs(next))
+  bus.emit({ event: 'config_read', changed, needRestart: FIXED.filter(differs(read)) })
   bus.emit({ event: 'algorithms_read', algorithms: [...catalogue.algorithms.keys()].sort() })
   return next
 }

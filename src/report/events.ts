@@ -70,6 +70,8 @@ export type WorkerEvent =
   /** the connection broke while its job is in hand; it is being taken back */
   | (Subject & { readonly event: 'reservation_broken'; readonly error: string })
   | (Subject & { readonly event: 'reservation_regained'; readonly seconds: number })
+  /** what its run comes to is discarded */
+  | (Subject & { readonly event: 'reservation_lost'; readonly error: string })
   /** an attempt of the job is open elsewhere */
   | ({ readonly event: 'job_busy'; readonly worker: string } & JobRef)
   | { readonly event: 'outbox_length'; readonly length: number; readonly oldest: string | null }

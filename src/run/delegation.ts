@@ -55,7 +55,7 @@ export interface Delegation {
 const CONTROLLERS = ['memory', 'pids', 'cpu']
 const LEAF = 'worker'
 /** Marks begin with the id of a worker. */
-const RUN_GROUP = /^w\d+-[0-9a-z]+-[0-9a-f]{8}\./
+const RUN_GROUP = /^w\d+-[0-9a-z]+(?:-[0-9a-f]{16})?-[0-9a-f]{8}\./
 /** A guard that still ends the runs of the worker before us is in the leaf. */
 const LEAF_PATIENCE_MS = 3000
 const TRIAL_MS = 10_000

@@ -50,6 +50,8 @@ export const TERM_TO_KILL_MS = 1000
 const GIVE_UP_MS = 5000
 const POLL_MS = 20
 const LONGEST_KILL_PAUSE_MS = 100
+/** A first look that takes longer does not hold up the first signal. */
+const LONG_LOOK_MS = 300
 /** Empty looks in a row that are believed although something was forked during each of them. */
 const ENOUGH_UNCLEAR_LOOKS = 5
 /** The other slots go on between them. */
@@ -112,21 +114,10 @@ export async function findProcesses(run: Quarry): Promise<number[]> {
 type SentSignal = KillReceipt['signals'][number]
 
 async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Promise<KillReceipt> {
-  let began = performance.now()
+  const called = performance.now()
+  const signals: SentSignal[] = termToKillMs > 0 ? await terminate(quarry, termToKillMs, known) : []
+  const began = signals.length > 0 ? called : performance.now()
   const since = () => Math.round(performance.now() - began)
-  const signals: SentSignal[] = []
-  if (termToKillMs > 0) {
-    const { found, isBlind } = await lookFor(quarry, known)
-    // The first look may take long on a busy machine: who got the signal has its whole time.
-    began = performance.now()
-    signals.push({ signal: 'SIGTERM', at_ms: 0, processes: found.length })
-    await shootAll(found, 'SIGTERM')
-    if (isBlind && quarry.pid !== undefined) send(-quarry.pid, 'SIGTERM')
-    await shootAll(found, 'SIGCONT')
-    while (since() < termToKillMs && isAnyLeft(await lookFor(quarry, known))) {
-      await sleep(Math.min(POLL_MS, termToKillMs))
-    }
-  }
   const noteKill = (processes: number) => {
     if (signals.at(-1)?.signal !== 'SIGKILL') signals.push({ signal: 'SIGKILL', at_ms: since(), processes })
   }
@@ -150,6 +141,38 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
   return { signals, duration_ms: since(), survivors: survivorsOf(look, quarry), method: 'proc' }
 }
 
+/**
+ * TERM to all, and waits until they are gone or their time is over. First a look: who loses its parent by the signal is
+ * known by then. On a busy machine looks take long; so the group of the first process has its signals by a clock.
+ * @returns the signals, with times from the first one on
+ */
+async function terminate(quarry: Quarry, termToKillMs: number, known: Known): Promise<SentSignal[]> {
+  const { pid } = quarry
+  const signalFirst = (signal: NodeJS.Signals) => pid !== undefined && signalGroup(pid, signal, known)
+  let timer = setTimeout(() => signalFirst('SIGTERM'), LONG_LOOK_MS)
+  try {
+    let look = await lookFor(quarry, known)
+    clearTimeout(timer)
+    // The first look may take long: who got the signal has its whole time.
+    const began = performance.now()
+    const signals: SentSignal[] = [{ signal: 'SIGTERM', at_ms: 0, processes: look.found.length }]
+    timer = setTimeout(() => {
+      signalFirst('SIGKILL')
+      signals.push({ signal: 'SIGKILL', at_ms: Math.round(performance.now() - began), processes: look.found.length })
+    }, termToKillMs)
+    await shootAll(look.found, 'SIGTERM')
+    if (look.isBlind && pid !== undefined) send(-pid, 'SIGTERM')
+    await shootAll(look.found, 'SIGCONT')
+    while (isAnyLeft(look) && performance.now() - began < termToKillMs) {
+      await sleep(Math.min(POLL_MS, termToKillMs))
+      look = await lookFor(quarry, known)
+    }
+    return signals
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
 function isAnyLeft(look: Look): boolean {
   return look.found.length > 0 || look.isBlind
 }
@@ -170,12 +193,16 @@ async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void
 
 /** A group whose leader was the quarry's holds its processes only: none but theirs can join it. */
 function killGroup(group: number, known: Known, isInSession = false): void {
+  signalGroup(group, 'SIGKILL', known, isInSession)
+}
+
+function signalGroup(group: number, signal: NodeJS.Signals, known: Known, isInSession = false): void {
   if (!known.has(group) && !isInSession) return
   const ticks = known.get(group)
   const leader = readProcess(group)
   const isRecycled = ticks !== undefined && leader !== undefined && leader.startTicks !== ticks
   const isForeign = !known.has(group) && leader !== undefined && !known.has(leader.session)
-  if (!isRecycled && !isForeign && group !== readProcess(process.pid)?.group) send(-group, 'SIGKILL')
+  if (!isRecycled && !isForeign && group !== readProcess(process.pid)?.group) send(-group, signal)
 }
 
 async function shootAll(found: readonly ProcessStat[], signal: NodeJS.Signals): Promise<void> {

@@ -72,9 +72,12 @@ function openAttempt(tracked: TrackedJob | undefined): TrackedAttempt | undefine
   return tracked?.attempts.find(({ ended }) => ended === undefined)
 }
 
-/** The same ticket, and never buried: nobody kicked it. The broker keeps that count over a restart. */
-function isUnburied(tracked: TrackedJob, reservation: Reservation): boolean {
-  return tracked.attempts.at(-1)?.ticket === reservation.ticket && reservation.buries === 0
+/**
+ * The same ticket, reserved before, and never buried: nobody kicked it. A broker without a binlog gives tickets anew; that
+ * the job was reserved before is forgotten by a restart, and then it begins anew.
+ */
+function isUnburied(tracked: TrackedJob, { ticket, buries, reserves }: Reservation): boolean {
+  return tracked.attempts.at(-1)?.ticket === ticket && buries === 0 && reserves > 1
 }
 
 /** @returns true when the attempt is not open any more */
@@ -102,7 +105,10 @@ async function closeAbandoned(context: SlotContext, open: TrackedAttempt): Promi
   }
 }
 
-/** By number. What was published of an attempt tells more than that its worker died thereafter. */
+/**
+ * By number. What was published of an attempt tells more than that its worker died thereafter; but of a success without
+ * its result only the status was published.
+ */
 function mergeRecords(
   published: readonly AttemptRecord[],
   tracked: readonly TrackedAttempt[],
@@ -111,7 +117,8 @@ function mergeRecords(
   for (const { counts, record: text } of tracked) {
     const record = counts ? readRecord(text) : undefined
     if (record === undefined) continue
-    if (record.outcome === 'abandoned' && records.has(record.attempt)) continue
+    const known = records.get(record.attempt)
+    if (record.outcome === 'abandoned' && known !== undefined && known.outcome !== 'success') continue
     records.set(record.attempt, record)
   }
   return [...records.values()].sort((a, b) => a.attempt - b.attempt)

@@ -86,7 +86,7 @@ test(
       fc.asyncProperty(text, async (bytes) => {
         seen[await checkSources({ file: rc(bytes) })]++
       }),
-      effort(1500),
+      effort(900),
     )
     expectCleanPrototypes()
     expect(Math.min(seen.taken, seen.refused)).toBeGreaterThan(100)
@@ -105,7 +105,7 @@ test(
     })
     await fc.assert(
       fc.asyncProperty(sources, async (given) => void (await checkSources(given))),
-      effort(1500),
+      effort(900),
     )
     expectCleanPrototypes()
   },

@@ -77,10 +77,19 @@ const header = fc.oneof(
   objectText,
   objectText.map((object) => `{"uuid":"${UUID}","type":"sleep"${object === '{}' ? '' : ','}${object.slice(1)}`),
 )
+const soundHeader = fc
+  .array(fc.tuple(fc.string({ unit: 'binary', minLength: 13 }), fc.json()), { maxLength: 3 })
+  .map((more) =>
+    [`{"uuid":"${UUID}","type":"sleep"`, ...more.map(([name, value]) => `${JSON.stringify(name)}:${value}`)]
+      .join(',')
+      .concat('}'),
+  )
 const packageText = fc.oneof(
-  fc.tuple(header, jsonText).map(([first, second]) => `[${first},${second}]`),
-  fc.array(jsonText, { maxLength: 4 }).map((values) => `[${values.join(',')}]`),
-  jsonText,
+  { arbitrary: fc.tuple(header, jsonText).map(([first, second]) => `[${first},${second}]`), weight: 2 },
+  { arbitrary: fc.tuple(header, fc.json()).map(([first, second]) => `[${first},${second}]`), weight: 2 },
+  { arbitrary: fc.tuple(soundHeader, fc.json()).map(([first, second]) => ` [${first} ,\t${second}\n]`), weight: 1 },
+  { arbitrary: fc.tuple(soundHeader, jsonText).map(([first, second]) => `[${first},${second}]`), weight: 1 },
+  { arbitrary: fc.array(jsonText, { maxLength: 4 }).map((values) => `[${values.join(',')}]`), weight: 1 },
 )
 
 test(
@@ -135,7 +144,7 @@ test(
     })
     fc.assert(
       fc.property(changed, (input) => void checkBytes(input)),
-      effort(5000),
+      effort(3000),
     )
   },
   FUZZ_TIMEOUT_MS,

@@ -67,7 +67,7 @@ test('the worker goes to a leaf of its group, and each run to one of its own; al
   expect(readFileSync(`/proc/${keeper.child.pid}/cgroup`, 'utf8')).toMatch(/^0::.*\/worker$/m)
   const [report] = keeper.reports
   const [group = '', pid, entry] = JSON.parse(report?.resultJson ?? '""').split('\n')
-  expect(group.split('/').at(-1)).toMatch(new RegExp(`^w\\d+-\\w+-\\w+\\.${ground.uuid}\\.1\\.`))
+  expect(group.split('/').at(-1)).toMatch(new RegExp(`^w\\d+-[-\\w]+\\.${ground.uuid}\\.1\\.`))
   expect(Number(pid)).toBe(report?.pid)
   expect(entry).toBe('closed')
   expect(foldersIn(within)).toEqual(['worker'])

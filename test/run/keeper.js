@@ -11,7 +11,7 @@ const { workBase, program, requests, divides } = JSON.parse(readFileSync(process
 const say = (line) => console.log(JSON.stringify(line))
 const cgroup = divides && (await divideOwnGroup())
 const groups = cgroup?.path && openGroups(cgroup.path, (problem) => say({ problem }))
-const workshop = await openWorkshop(workBase, 'keeper', groups?.base)
+const workshop = await openWorkshop(workBase, 'keeper', undefined, groups?.base)
 const guard = program && startGuard({ workshop, program, onProblem: (problem) => say({ problem }) })
 for (const [i, request] of requests.entries()) {
   const { user } = request.algorithm
