@@ -8,11 +8,13 @@
  *     TERM (and CONT: a stopped process must wake to see it) - up to 1 s - KILL until the looks find nothing
  *
  * A look at /proc is no snapshot: a process that forks and exits all the time may slip through. So groups are killed as
- * groups, which no fork escapes; and what appears during a look is shot at sight. Only a look during whose last listing
- * nothing was forked is believed at once.
- * What no look can find: a process that dropped the mark, left the session, the directory and the streams, and lost its
- * parent before we first looked. That takes intent. Where a run has a control group (cgroup.ts) it is found there, and
- * the group is killed as a whole with each KILL.
+ * groups, which no fork escapes; and what appears during a look is shot at sight, in later looks also what was there.
+ * Only a look during whose last listing nothing was forked is believed at once.
+ * Whatever the run does, its end keeps to the clock: from the first signal, which waits for a look no longer than
+ * LONG_LOOK_MS, KILL follows after TERM_TO_KILL_MS, and after GIVE_UP_MS more who is left is named a survivor.
+ * What no look can find: a process that shows no mark (it dropped it, or is not dumpable and its user is not root), left
+ * the session, the directory and the streams, and lost its parent before the sampler or a look saw it. Where a run has a
+ * control group (cgroup.ts) it is found there, and the group is killed as a whole with each KILL.
  *
  * Elsewhere only descendants (tree-kill, by way of `ps`) and the process group are found; the receipt says `tree`.
  */
@@ -24,6 +26,7 @@ import type { KillReceipt } from '../job/outcome.ts'
 import { isPopulated, killGroups, listGroups } from './cgroup.ts'
 import {
   hasProc,
+  isZombie,
   type Known,
   type Look,
   lookFor,
@@ -56,16 +59,20 @@ const LONG_LOOK_MS = 300
 const ENOUGH_UNCLEAR_LOOKS = 5
 /** The other slots go on between them. */
 const SHOTS_PER_TURN = 100
+const ownGroup = readProcess(process.pid)?.group
 /** Looks after a run that ended by itself, while they are unclear. */
 const MOST_SWEEP_LOOKS = 2
 
-/** Ends a run that is still going on: TERM first, KILL after a second. */
+/**
+ * Ends a run that is still going on: TERM first, KILL after a second.
+ * @param options.seen processes of the run that were seen while it went on, with their starts
+ */
 export function killTree(
   run: RunIdentity,
-  options: { useProc?: boolean; termToKillMs?: number } = {},
+  options: { useProc?: boolean; termToKillMs?: number; seen?: ReadonlyMap<number, number> } = {},
 ): Promise<KillReceipt> {
   return (options.useProc ?? hasProc)
-    ? endByProc(run, options.termToKillMs ?? TERM_TO_KILL_MS, makeKnown(run))
+    ? endByProc(run, options.termToKillMs ?? TERM_TO_KILL_MS, makeKnown(run, options.seen))
     : endByTree(run, options.termToKillMs ?? TERM_TO_KILL_MS)
 }
 
@@ -73,9 +80,12 @@ export function killTree(
  * Ends what a run left behind after its first process ended by itself. They had their time: KILL at once.
  * @returns undefined when nothing was left
  */
-export async function sweepLeftovers(run: RunIdentity, useProc: boolean = hasProc): Promise<KillReceipt | undefined> {
-  if (!useProc) return isGroupAlive(run.pid) ? endByTree(run, 0) : undefined
-  const known = makeKnown(run)
+export async function sweepLeftovers(
+  run: RunIdentity,
+  options: { useProc?: boolean; seen?: ReadonlyMap<number, number> } = {},
+): Promise<KillReceipt | undefined> {
+  if (!(options.useProc ?? hasProc)) return isGroupAlive(run.pid) ? endByTree(run, 0) : undefined
+  const known = makeKnown(run, options.seen)
   for (let looks = 0; looks < MOST_SWEEP_LOOKS; looks++) {
     const look = await lookFor(run, known)
     if (isAnyLeft(look)) return endByProc(run, 0, known)
@@ -115,16 +125,26 @@ type SentSignal = KillReceipt['signals'][number]
 
 async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Promise<KillReceipt> {
   const called = performance.now()
-  const signals: SentSignal[] = termToKillMs > 0 ? await terminate(quarry, termToKillMs, known) : []
-  const began = signals.length > 0 ? called : performance.now()
-  const since = () => Math.round(performance.now() - began)
+  const strangers = new Map<number, number>()
+  const terminated = termToKillMs > 0 ? await terminate(quarry, termToKillMs, known, strangers) : undefined
+  const signals = terminated?.signals ?? []
+  const killing = performance.now()
+  const began = terminated?.began ?? killing
+  const since = (from = began) => Math.round(performance.now() - from)
   const noteKill = (processes: number) => {
     if (signals.at(-1)?.signal !== 'SIGKILL') signals.push({ signal: 'SIGKILL', at_ms: since(), processes })
   }
-  const killing = performance.now()
-  const shootAtSight = ({ pid }: ProcessStat) => send(pid, 'SIGKILL')
-  let look = await lookFor(quarry, known, shootAtSight)
-  for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, shootAtSight)) {
+  // Its session is known by now: the group is shot, and with it what it forks meanwhile.
+  const onNew = ({ pid, group, session }: ProcessStat) => {
+    send(pid, 'SIGKILL')
+    killGroup(group, known, known.has(session))
+  }
+  const options = { onNew, until: killing + GIVE_UP_MS, strangers }
+  const late = setTimeout(() => quarry.pid !== undefined && killGroup(quarry.pid, known), LONG_LOOK_MS)
+  let look = await lookFor(quarry, known, options)
+  clearTimeout(late)
+  // The first look knows all that lose their parents by KILL. Who outlives it forks all the time: all are shot at sight.
+  for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, { ...options, onOld: onNew })) {
     if (isAnyLeft(look)) {
       noteKill(look.found.length)
       await killFound(look, quarry, known)
@@ -138,38 +158,63 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
       await sleep(1)
     }
   }
-  return { signals, duration_ms: since(), survivors: survivorsOf(look, quarry), method: 'proc' }
+  return {
+    signals,
+    duration_ms: since(terminated ? called : killing),
+    survivors: survivorsOf(look, quarry),
+    method: 'proc',
+  }
 }
 
 /**
  * TERM to all, and waits until they are gone or their time is over. First a look: who loses its parent by the signal is
- * known by then. On a busy machine looks take long; so the group of the first process has its signals by a clock.
- * @returns the signals, with times from the first one on
+ * known by then. On a busy machine looks take long; so the group of the first process has its signals by a clock, which
+ * starts with the first of them and ends every look.
+ * @returns the signals, with times from the first one on, and performance.now() of that
  */
-async function terminate(quarry: Quarry, termToKillMs: number, known: Known): Promise<SentSignal[]> {
+async function terminate(
+  quarry: Quarry,
+  termToKillMs: number,
+  known: Known,
+  strangers: Map<number, number>,
+): Promise<{ signals: SentSignal[]; began: number }> {
   const { pid } = quarry
-  const signalFirst = (signal: NodeJS.Signals) => pid !== undefined && signalGroup(pid, signal, known)
-  let timer = setTimeout(() => signalFirst('SIGTERM'), LONG_LOOK_MS)
-  try {
-    let look = await lookFor(quarry, known)
-    clearTimeout(timer)
-    // The first look may take long: who got the signal has its whole time.
-    const began = performance.now()
-    const signals: SentSignal[] = [{ signal: 'SIGTERM', at_ms: 0, processes: look.found.length }]
-    timer = setTimeout(() => {
-      signalFirst('SIGKILL')
-      signals.push({ signal: 'SIGKILL', at_ms: Math.round(performance.now() - began), processes: look.found.length })
+  const signals: SentSignal[] = []
+  let began = 0
+  let processes = 1
+  let isGroupTold = false
+  let clock: NodeJS.Timeout
+  const begin = () => {
+    began = performance.now()
+    signals.push({ signal: 'SIGTERM', at_ms: 0, processes })
+    clock = setTimeout(() => {
+      if (pid !== undefined) killGroup(pid, known)
+      signals.push({ signal: 'SIGKILL', at_ms: Math.round(performance.now() - began), processes })
     }, termToKillMs)
-    await shootAll(look.found, 'SIGTERM')
-    if (look.isBlind && pid !== undefined) send(-pid, 'SIGTERM')
-    await shootAll(look.found, 'SIGCONT')
+  }
+  clock = setTimeout(() => {
+    begin()
+    isGroupTold = pid !== undefined && signalGroup(pid, 'SIGTERM', known)
+    if (isGroupTold && pid !== undefined) send(-pid, 'SIGCONT')
+  }, LONG_LOOK_MS)
+  try {
+    let look = await lookFor(quarry, known, { until: performance.now() + LONG_LOOK_MS + termToKillMs, strangers })
+    processes = Math.max(look.found.length, isGroupTold ? 1 : 0)
+    if (signals.length === 0) {
+      clearTimeout(clock)
+      begin()
+    } else signals[0] = { signal: 'SIGTERM', at_ms: 0, processes }
+    if (look.isBlind && !isGroupTold && pid !== undefined) send(-pid, 'SIGTERM')
+    const untold = look.found.filter(({ group }) => !isGroupTold || group !== pid)
+    await shootAll(untold, ['SIGTERM', 'SIGCONT'], began + termToKillMs)
     while (isAnyLeft(look) && performance.now() - began < termToKillMs) {
       await sleep(Math.min(POLL_MS, termToKillMs))
-      look = await lookFor(quarry, known)
+      look = await lookFor(quarry, known, { until: began + termToKillMs, strangers })
+      processes = look.found.length
     }
-    return signals
+    return { signals, began }
   } finally {
-    clearTimeout(timer)
+    clearTimeout(clock)
   }
 }
 
@@ -179,7 +224,12 @@ function isAnyLeft(look: Look): boolean {
 
 function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
   if (look.isBlind && look.found.length === 0) return first !== undefined && isGroupAlive(first) ? [first] : []
-  return look.found.map(({ pid }) => pid)
+  const living = look.found.filter((stat) => {
+    const now = readProcess(stat.pid)
+    return now !== undefined && now.startTicks === stat.startTicks && !isZombie(now)
+  })
+  // Where all are gone that we shot last, we gave up on those that they forked.
+  return (living.length > 0 ? living : look.found.slice(-1)).map(({ pid }) => pid)
 }
 
 async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void> {
@@ -187,35 +237,47 @@ async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void
   killGroups(quarry)
   const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
   if (quarry.pid !== undefined) groups.set(quarry.pid, false)
-  for (const [group, isInSession] of groups) killGroup(group, known, isInSession)
-  await shootAll(look.found, 'SIGKILL')
+  const shot = new Set(
+    [...groups].filter(([group, isInSession]) => killGroup(group, known, isInSession)).map(([g]) => g),
+  )
+  const rest = look.found.filter(({ group }) => !shot.has(group))
+  await shootAll(rest, ['SIGKILL'])
 }
 
 /** A group whose leader was the quarry's holds its processes only: none but theirs can join it. */
-function killGroup(group: number, known: Known, isInSession = false): void {
-  signalGroup(group, 'SIGKILL', known, isInSession)
+function killGroup(group: number, known: Known, isInSession = false): boolean {
+  return signalGroup(group, 'SIGKILL', known, isInSession)
 }
 
-function signalGroup(group: number, signal: NodeJS.Signals, known: Known, isInSession = false): void {
-  if (!known.has(group) && !isInSession) return
+/** @returns whether it was sent */
+function signalGroup(group: number, signal: NodeJS.Signals, known: Known, isInSession = false): boolean {
+  if (!known.has(group) && !isInSession) return false
   const ticks = known.get(group)
   const leader = readProcess(group)
   const isRecycled = ticks !== undefined && leader !== undefined && leader.startTicks !== ticks
   const isForeign = !known.has(group) && leader !== undefined && !known.has(leader.session)
-  if (!isRecycled && !isForeign && group !== readProcess(process.pid)?.group) send(-group, signal)
+  if (isRecycled || isForeign || group === ownGroup) return false
+  return send(-group, signal)
 }
 
-async function shootAll(found: readonly ProcessStat[], signal: NodeJS.Signals): Promise<void> {
+/** @param until performance.now() after which the others have to wait for the next signal */
+async function shootAll(
+  found: readonly ProcessStat[],
+  signals: readonly NodeJS.Signals[],
+  until = Number.POSITIVE_INFINITY,
+): Promise<void> {
   for (const [i, stat] of found.entries()) {
-    shoot(stat, signal)
+    shoot(stat, signals)
     if (i % SHOTS_PER_TURN === SHOTS_PER_TURN - 1) await nextTurn()
+    if (performance.now() > until) return
   }
 }
 
 /** Looks rest: who was found may be gone meanwhile, and its number given to a stranger. */
-function shoot(stat: ProcessStat, signal: NodeJS.Signals): void {
+function shoot(stat: ProcessStat, signals: readonly NodeJS.Signals[]): void {
   const now = readProcess(stat.pid)
-  if (now === undefined || now.startTicks === stat.startTicks) send(stat.pid, signal)
+  if (now !== undefined && now.startTicks !== stat.startTicks) return
+  for (const signal of signals) send(stat.pid, signal)
 }
 
 async function endByTree(run: RunIdentity, termToKillMs: number): Promise<KillReceipt> {
@@ -256,7 +318,10 @@ function hasSpareDescriptors(): boolean {
  * can catch, which would end the worker.
  */
 async function signalTree(pid: number, signal: NodeJS.Signals): Promise<void> {
-  if (!hasSpareDescriptors()) return send(-pid, signal)
+  if (!hasSpareDescriptors()) {
+    send(-pid, signal)
+    return
+  }
   const treeKill = fileURLToPath(import.meta.resolve('tree-kill/cli.js'))
   // Loaded where it is needed: it takes longer than all else that a guard does before its first look.
   const { execa } = await import('execa')
@@ -277,12 +342,15 @@ function isGroupAlive(pid: number): boolean {
   }
 }
 
-/** @param pid negative: a group. Never 0 or -1, which mean our own group and everybody, nor number 1. */
-function send(pid: number, signal: NodeJS.Signals): void {
-  if (!Number.isInteger(pid) || Math.abs(pid) <= 1) return
+/**
+ * @param pid negative: a group. Never 0 or -1, which mean our own group and everybody, nor number 1.
+ * @returns whether it was sent: false where it is gone since we looked
+ */
+function send(pid: number, signal: NodeJS.Signals): boolean {
+  if (!Number.isInteger(pid) || Math.abs(pid) <= 1) return false
   try {
-    process.kill(pid, signal)
+    return process.kill(pid, signal)
   } catch {
-    // gone since we looked
+    return false
   }
 }

@@ -127,7 +127,7 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     const end = await waitForEnd(request, exited, streams)
     if (end !== undefined) sampler.sample()
     const sampled = sampler.stop()
-    const { exitCode, signal, kill } = await conclude(request, identity, exited, end)
+    const { exitCode, signal, kill } = await conclude(request, identity, exited, end, sampled.processes)
     const notes = group && takeNotes(group, request)
     const usage = usageOf(sampled, notes, clock)
     const base = { exitCode, signal, pid: identity.pid, kill, usage }
@@ -397,13 +397,14 @@ async function conclude(
   identity: RunIdentity,
   exited: Promise<Exit>,
   end: RunEnd | undefined,
+  seen: ReadonlyMap<number, number>,
 ): Promise<Exit & { kill: KillReceipt | undefined }> {
   if (end === undefined) {
     const exit = await exited
-    return { ...exit, kill: await sweepLeftovers(identity) }
+    return { ...exit, kill: await sweepLeftovers(identity, { seen }) }
   }
   request.onEnding?.(identity.pid, end.kind)
-  const kill = await killTree(identity)
+  const kill = await killTree(identity, { seen })
   // A process that even SIGKILL cannot end (a hung disk) must not hold the slot for ever: the receipt names it.
   if (kill.survivors.includes(identity.pid)) return { exitCode: null, signal: undefined, kill }
   return { ...(await exited), kill }

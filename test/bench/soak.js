@@ -1,7 +1,7 @@
 /**
  * What a worker holds after many jobs: memory, open descriptors, folders. Starts a private beanstalkd and a worker with
  * four slots, has it do 20,000 jobs that are nothing (`/bin/true`), and ends with 1 when one of the numbers after the
- * last job is more than a tenth above what it was after 2,000. Needs `npm run build` first.
+ * last job is more than a tenth above what it was after 2,000; garbage does not count. Needs `npm run build` first.
  *
  *     node test/bench/soak.js [jobs at which to look ...]
  *
@@ -21,6 +21,8 @@ const SLOTS = 4
 const BATCH = 500
 const IDLE_MS = 5_000
 const MAX_RATIO = 1.1
+/** Shown and not judged: how much garbage there is when we look is V8's choice. */
+const SHOWN_ONLY = new Set(['RSS MiB', 'of it heap MiB'])
 const MIB = 2 ** 20
 
 const marks = process.argv.slice(2).map(Number)
@@ -32,9 +34,9 @@ mkdirSync(join(base, 'results'))
 mkdirSync(join(base, 'algorithms', 'nothing'), { recursive: true })
 writeFileSync(join(base, 'algorithms', 'nothing', 'algorithm.yaml'), 'command: [/bin/true]\noutput: text\n')
 
-/** Loaded into the worker before its own code: SIGUSR2 collects garbage and writes what is left. */
-const PROBE = `import fs from 'node:fs'; process.on('SIGUSR2', () => { gc(); gc();
-  fs.writeFileSync('${report}.new', JSON.stringify(process.memoryUsage()));
+/** Loaded into the worker before its own code: SIGUSR2 writes what its heap takes, collects garbage, and writes what is left. */
+const PROBE = `import fs from 'node:fs'; process.on('SIGUSR2', () => { const before = process.memoryUsage(); gc(); gc();
+  fs.writeFileSync('${report}.new', JSON.stringify({ before, after: process.memoryUsage() }));
   fs.renameSync('${report}.new', '${report}') })`
 
 async function freePort() {
@@ -61,13 +63,13 @@ async function putJobs(socket, count) {
     return `put 100 0 60 ${body.length}\r\n${body}\r\n`
   })
   let answered = 0
-  const count_ = (chunk) => {
+  const onReply = (chunk) => {
     answered += String(chunk).split('INSERTED').length - 1
   }
-  socket.on('data', count_)
+  socket.on('data', onReply)
   socket.write(jobs.join(''))
   await until(() => answered === count)
-  socket.off('data', count_)
+  socket.off('data', onReply)
 }
 
 async function look(worker) {
@@ -77,13 +79,14 @@ async function look(worker) {
   rmSync(report, { force: true })
   worker.kill('SIGUSR2')
   await until(() => existsSync(report))
-  const memory = JSON.parse(readFileSync(report, 'utf8'))
+  const { before, after } = JSON.parse(readFileSync(report, 'utf8'))
   const [workshop] = readdirSync(join(base, 'results', '.work'))
   return {
     'RSS MiB': rss,
-    'RSS after gc MiB': memory.rss / MIB,
-    'heap used after gc MiB': memory.heapUsed / MIB,
-    'external MiB': memory.external / MIB,
+    'of it heap MiB': before.heapTotal / MIB,
+    'RSS after gc MiB': after.rss / MIB,
+    'heap used after gc MiB': after.heapUsed / MIB,
+    'external after gc MiB': after.external / MIB,
     descriptors: readdirSync(`/proc/${worker.pid}/fd`).length,
     'entries in .work': readdirSync(join(base, 'results', '.work', workshop)).length,
   }
@@ -114,8 +117,9 @@ function judge(rows) {
   let isGood = true
   for (const key of Object.keys(first).slice(2)) {
     const ratio = last[key] / Math.max(first[key], 1)
-    if (ratio > MAX_RATIO) isGood = false
-    console.log(`${key}: ${round(ratio)}${ratio > MAX_RATIO ? '  TOO MUCH' : ''}`)
+    const isTooMuch = ratio > MAX_RATIO && !SHOWN_ONLY.has(key)
+    if (isTooMuch) isGood = false
+    console.log(`${key}: ${round(ratio)}${isTooMuch ? '  TOO MUCH' : ''}`)
   }
   return isGood
 }

@@ -189,9 +189,11 @@ test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES].map(named))(
     await untilWaiting(home, 2)
     await fault.strike(home, worker)
     letGo(home)
-    await untilPaused(home, worker, fault)
+    await worker.waitFor('the pause', ({ event }) => event === 'worker_paused')
     const others = [await putOne(home, 'ok'), await putOne(home, 'ok'), await putOne(home, 'ok')]
+    await untilPaused(home, worker, fault)
     await expectUntouched(home, worker, [inHand, ...others])
+    expect(worker.events.filter(({ event }) => event === 'publish_failed' || event === 'slot_fault')).toHaveLength(1)
     await fault.undo(home, worker)
     await expectMended(home, worker, [inHand, ...others])
   },
@@ -208,6 +210,7 @@ test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES, LOCKED].map(named))(
     await untilPaused(home, worker, fault)
     const others = [await putOne(home, 'ok'), await putOne(home, 'ok')]
     await expectUntouched(home, worker, [...first, ...others])
+    if (fault === REPLACED) expect(readdirSync(home.results)).toEqual([])
     await fault.undo(home, worker)
     await expectMended(home, worker, [...first, ...others])
   },
