@@ -17,6 +17,8 @@ import { isTubeName } from '../queue/queue.ts'
 import { type Bus, makeBus } from '../report/events.ts'
 import { makeLog } from '../report/log.ts'
 import type { Catalogue } from '../run/algorithm.ts'
+import { openGroups } from '../run/cgroup.ts'
+import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
 import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
@@ -115,13 +117,18 @@ async function main(): Promise<void> {
   process.on('SIGHUP', () => undefined)
   const flags = parseFlags()
   const config = await readConfigOrEnd(flags)
-  const catalogue = await readAlgorithms(config)
+  // Before anything lasting is started, and before the limits of algorithms are divided.
+  const cgroup = await divideOwnGroup()
+  const catalogue = await readAlgorithms(config, controllersOf(cgroup))
   const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
   const stores = await openStores(config, publisher)
   const problems = await findProblems(config, stores, catalogue)
   const tracker = await openTrackerOrTell(config, problems)
   const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
-  if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) return endWithProblems(problems)
+  if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) {
+    if ('path' in cgroup) cgroup.giveBack()
+    return endWithProblems(problems)
+  }
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
   bus.subscribe(makeLog(logOptions(config, flags)))
@@ -135,7 +142,16 @@ async function main(): Promise<void> {
   const setStaging = (folder: string) => {
     publisher.staging = folder
   }
-  await serve(config, flags, { catalogue, stores, tracker, bus, setStaging, early })
+  await serve(config, flags, { catalogue, stores, tracker, bus, cgroup, setStaging, early })
+}
+
+function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
+  return 'path' in cgroup ? cgroup.controllers : []
+}
+
+/** What the log says of it. */
+function describeCgroup(cgroup: Parts['cgroup']): { controllers: readonly string[] | null; why: string | null } {
+  return 'path' in cgroup ? { controllers: cgroup.controllers, why: null } : { controllers: null, why: cgroup.why }
 }
 
 interface Parts {
@@ -143,13 +159,14 @@ interface Parts {
   readonly stores: Stores
   readonly tracker: Tracker
   readonly bus: Bus
+  readonly cgroup: Delegation | { readonly why: string }
   /** Where the local store may prepare what it publishes. */
   readonly setStaging: (folder: string) => void
   readonly early: EarlySignals
 }
 
 async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
-  const { bus, stores, tracker, catalogue, early } = parts
+  const { bus, stores, tracker, catalogue, cgroup, early } = parts
   early.hold(flags.once ? EXIT.failed : EXIT.ok)
   const name = `${hostname()}.${process.pid}`
   // The HTTP server comes first: once a job is taken, its status can be asked for.
@@ -159,11 +176,13 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
-  const workshop = await openWorkshop(workBase, name)
+  const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
+  const workshop = await openWorkshop(workBase, name, undefined, groups?.base)
   parts.setStaging(workshop.path)
   const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
+  if ('path' in cgroup) await cgroup.sweep()
   const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
   // A signal that came meanwhile: nothing is taken, all is closed.
   if (early.signal === undefined) {
@@ -173,13 +192,15 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
       workerId: workshop.id,
       workshop: workshop.path,
       once: flags.once ?? false,
-      ...{ stores, tracker, recovery, outbox, bus },
+      ...{ stores, tracker, recovery, outbox, bus, groups },
+      // Anybody may read it: the reason may name what is none of theirs.
+      cgroup: { controllers: describeCgroup(cgroup).controllers },
       environment: algorithmEnvironment(),
       directoryOf: (uuid) => directoryOf(config, uuid),
       probe: () => checkMachine(stores, tracker),
       onAlive: () => notifier.feed(),
     })
-    handleSignals(config, flags, worker, bus, notifier)
+    handleSignals(config, flags, worker, parts, notifier)
     early.release()
     tellReady(config, worker, parts, server)
     notifier.ready()
@@ -190,10 +211,17 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   await workshop.close()
   await guard.stop()
   await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
+  if ('path' in cgroup) cgroup.giveBack()
   await endProgram(NAME, flags.once && worker?.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
 }
 
-function tellReady(config: Config, worker: Worker, { catalogue, bus }: Parts, server: ResultServer | undefined): void {
+function tellReady(
+  config: Config,
+  worker: Worker,
+  { catalogue, bus, cgroup }: Parts,
+  server: ResultServer | undefined,
+): void {
+  bus.emit({ event: 'worker_cgroup', ...describeCgroup(cgroup) })
   const host = server?.host.includes(':') ? `[${server.host}]` : server?.host
   bus.emit({
     event: 'worker_ready',
@@ -237,7 +265,9 @@ function startHttp(
   }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
 }
 
-function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: Bus, notifier: Notifier): void {
+function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, parts: Parts, notifier: Notifier): void {
+  const { bus } = parts
+  const controllers = controllersOf(parts.cgroup)
   let current = config
   let reloading = Promise.resolve()
   let stops = 0
@@ -256,7 +286,7 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     // One after the other: two that overlap could leave the older one in force.
     reloading = reloading.then(async () => {
       notifier.reloading()
-      current = await reload(current, flags, worker, bus).catch((error: unknown) => {
+      current = await reload(current, flags, { worker, bus, controllers }).catch((error: unknown) => {
         // Where descriptors are short, reading may fail in ways of its own. The next reload finds better times.
         bus.emit({ event: 'config_refused', problems: [error instanceof Error ? error.message : String(error)] })
         return current

@@ -48,6 +48,8 @@ export type WorkerEvent =
       readonly attempts: number
       readonly survivors: readonly number[]
     }
+  /** whether each run has a control group (cgroup v2): what the kernel keeps and counts for it, or why there are none */
+  | { readonly event: 'worker_cgroup'; readonly controllers: readonly string[] | null; readonly why: string | null }
   | { readonly event: 'worker_problem'; readonly problem: string }
   | { readonly event: 'config_read'; readonly changed: readonly string[]; readonly needRestart: readonly string[] }
   | { readonly event: 'config_refused'; readonly problems: readonly string[] }

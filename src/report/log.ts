@@ -66,6 +66,8 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
   switch (event.event) {
     case 'run_started':
       return 'debug'
+    case 'worker_cgroup':
+      return event.controllers === null ? 'debug' : 'info'
     case 'run_ended':
       return event.outcome.kind === 'success' ? 'info' : 'warn'
     case 'job_settled':
@@ -112,6 +114,8 @@ function shortLine(event: WorkerEvent): string {
       return `${event.cause}: taking jobs again${event.seconds === null ? '' : ` after ${event.seconds} s`}`
     case 'worker_recovered':
       return `worker ${event.worker} died: ${event.attempts} attempt${event.attempts === 1 ? '' : 's'} of it ended${event.survivors.length > 0 ? `; STILL ALIVE: ${event.survivors.join(' ')}` : ', nothing of it is left'}`
+    case 'worker_cgroup':
+      return cgroupText(event)
     case 'worker_problem':
       return event.problem
     case 'config_read':
@@ -196,6 +200,11 @@ function jobLine(
 function configText(event: Extract<WorkerEvent, { event: 'config_read' }>): string {
   const changed = event.changed.length === 0 ? 'nothing changed' : `changed: ${event.changed.join(', ')}`
   return `read the rc file again; ${changed}${event.needRestart.length === 0 ? '' : `; only a restart changes: ${event.needRestart.join(', ')}`}`
+}
+
+function cgroupText({ controllers, why }: Extract<WorkerEvent, { event: 'worker_cgroup' }>): string {
+  if (controllers === null) return `runs have no control groups: ${why}`
+  return `each run has a control group (cgroup v2), with ${controllers.join(', ') || 'no'} controllers`
 }
 
 function settlementText(event: Extract<WorkerEvent, { event: 'job_settled' }>): string {

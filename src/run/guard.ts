@@ -44,7 +44,7 @@ const SOUND_MS = 60_000
 const STOP_MS = 2000
 
 export interface GuardOptions {
-  readonly workshop: Pick<Workshop, 'id' | 'path' | 'presence'>
+  readonly workshop: Pick<Workshop, 'id' | 'path' | 'presence' | 'cgroupBase'>
   /** path of the compiled cli/guard.js */
   readonly program: string
   /** Told when the guard died or cannot be started; another follows. Must not throw. */
@@ -112,7 +112,7 @@ function makeWatch(current: () => ChildProcess | undefined): () => void {
 }
 
 function spawnGuard({ workshop, program }: GuardOptions, onEnd: (how: string) => void): ChildProcess {
-  const sweep = [process.execPath, program, workshop.path, workshop.id, workshop.presence]
+  const sweep = [process.execPath, program, workshop.path, workshop.id, workshop.presence, workshop.cgroupBase ?? '']
   const child = spawn('/bin/sh', ['-c', SCRIPT, 'qworker-guard', ...sweep], {
     cwd: '/',
     env: { PATH: '/usr/local/bin:/usr/bin:/bin' },

@@ -13,8 +13,8 @@
  * Whatever the run does, its end keeps to the clock: from the first signal, which waits for a look no longer than
  * LONG_LOOK_MS, KILL follows after TERM_TO_KILL_MS, and after GIVE_UP_MS more who is left is named a survivor.
  * What no look can find: a process that shows no mark (it dropped it, or is not dumpable and its user is not root), left
- * the session, the directory and the streams, and lost its parent before the sampler or a look saw it. Only a control
- * group would hold it.
+ * the session, the directory and the streams, and lost its parent before the sampler or a look saw it. Where a run has a
+ * control group (cgroup.ts) it is found there, and the group is killed as a whole with each KILL.
  *
  * Elsewhere only descendants (tree-kill, by way of `ps`) and the process group are found; the receipt says `tree`.
  */
@@ -23,6 +23,7 @@ import { closeSync, openSync } from 'node:fs'
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { KillReceipt } from '../job/outcome.ts'
+import { isPopulated, killGroups, listGroups } from './cgroup.ts'
 import {
   hasProc,
   isZombie,
@@ -90,7 +91,9 @@ export async function sweepLeftovers(
     if (isAnyLeft(look)) return endByProc(run, 0, known)
     if (look.isClear) return undefined
   }
-  return undefined
+  if (!listGroups(run).some(isPopulated)) return undefined
+  const receipt = await endByProc(run, 0, known)
+  return receipt.signals.length > 0 ? receipt : undefined
 }
 
 /**
@@ -233,6 +236,7 @@ function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
 
 async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void> {
   // A group within a session of the quarry is the quarry's, also when its leader is gone.
+  killGroups(quarry)
   const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
   if (quarry.pid !== undefined) groups.set(quarry.pid, false)
   const shot = new Set(

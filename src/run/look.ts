@@ -1,8 +1,9 @@
 /**
  * Looking for the processes of a run, or of all runs of a worker, in `/proc`.
  *
- * A process belongs to the quarry when it carries the mark in its environment, is in a session of the quarry, works in
- * its directory, writes to its streams, or descends from one that does; and once seen, it is remembered. Where a whole
+ * A process belongs to the quarry when it is in its control group (cgroup.ts), carries the mark in its environment, is in
+ * a session of the quarry, works in its directory, writes to its streams, or descends from one that does; and once seen,
+ * it is remembered. Where a whole
  * worker is looked for, no first process is known; but who carries a mark got it, and its session, from the run.
  * Never looked at are processes older than the quarry (so a recycled number cannot be mistaken for it), number 1, this
  * very process and those above it.
@@ -18,12 +19,13 @@
 
 import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
+import { type GroupQuarry, listGroups, readMembers } from './cgroup.ts'
 
 /** Name of the environment variable that marks the processes of a run. */
 export const MARK_VARIABLE = 'QWORKER_RUN'
 
 /** How processes are recognised: those of one run, or those of all runs of a worker. */
-export interface Quarry {
+export interface Quarry extends GroupQuarry {
   /** of the run's first process, which leads its session and group; undefined when all runs of a worker are meant */
   readonly pid: number | undefined
   /** value of MARK_VARIABLE; without a `pid`, what the value begins with */
@@ -123,12 +125,14 @@ export async function lookFor(quarry: Quarry, known: Known, options: LookOptions
   // Who shoots begins soon: what is not listed by then is new in the listings that follow.
   const listUntil = onNew === undefined ? Number.POSITIVE_INFINITY : performance.now() + LISTINGS_MS
   const isWhole = await listNew(seen, sight, (stat) => all.push(stat) > 0 && performance.now() < listUntil)
+  let members = listMembers(quarry, sight)
   forgetRecycled(known, seen)
   const spared = listAncestors(seen)
   const own = new Map<number, ProcessStat>()
   const takeIfOwn = (stat: ProcessStat, isKin = known.has(stat.pid) || isRelated(stat, known)): boolean => {
-    if (!isKin && strangers?.get(stat.pid) === stat.startTicks) return false
-    const trace = isKin ? 'kin' : traceOf(stat, quarry, sight)
+    const isMember = members.has(stat.pid)
+    if (!isKin && !isMember && strangers?.get(stat.pid) === stat.startTicks) return false
+    const trace = isKin ? 'kin' : isMember ? 'group' : traceOf(stat, quarry, sight)
     if (trace === 'none') strangers?.set(stat.pid, stat.startTicks)
     if (trace === 'none' || trace === 'unsure') return false
     own.set(stat.pid, stat)
@@ -163,8 +167,9 @@ export async function lookFor(quarry: Quarry, known: Known, options: LookOptions
     const others: ProcessStat[] = []
     // At once, not after the listing: who forks all the time is gone by then.
     const isAll = await listNew(seen, sight, (stat) => shootIfOwn(stat) || others.push(stat) > 0)
+    if (others.length > 0) members = listMembers(quarry, sight)
     // A child may be listed before its parent.
-    for (const stat of others) if (isRelated(stat, known)) shootIfOwn(stat)
+    for (const stat of others) if (isRelated(stat, known) || members.has(stat.pid)) shootIfOwn(stat)
     isClear = isAll && before !== undefined && newestPid(sight) === before
   }
   // Parents first: a shell that a signal reaches after its child may take the child's end for its own.
@@ -261,6 +266,11 @@ async function meetNewest(
     }
     if (isTired(sight)) await rest(sight)
   }
+}
+
+/** Who is in the quarry's control groups. */
+function listMembers(quarry: Quarry, sight: Sight): Set<number> {
+  return new Set(listGroups(quarry).flatMap((path) => attempt(sight, () => readMembers(path)) ?? []))
 }
 
 /** The last number that the system gave to a process: while it stays, nothing was forked. */

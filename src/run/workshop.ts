@@ -16,10 +16,11 @@
  */
 
 import { randomBytes } from 'node:crypto'
-import { constants } from 'node:fs'
+import { constants, existsSync } from 'node:fs'
 import { lstat, mkdir, open, readdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises'
 import { basename, dirname, isAbsolute, join, resolve } from 'node:path'
 import type { KillReceipt } from '../job/outcome.ts'
+import { removeGroups } from './cgroup.ts'
 import { findProcesses, killRuns } from './kill.ts'
 import { hasProc } from './look.ts'
 import { asLocal, isNumberFree, isPresent, makeBrief, ownPresence } from './presence.ts'
@@ -31,6 +32,8 @@ export interface Workshop {
   /** absolute, without links */
   readonly path: string
   readonly presence: string
+  /** absolute path of the folder with the control groups of its runs; undefined: they have none */
+  readonly cgroupBase: string | undefined
   /** Removes the folder when no run is left in it. */
   close(): Promise<void>
 }
@@ -58,6 +61,8 @@ export interface Owner {
   readonly name: string
   /** ISO 8601 */
   readonly started: string
+  /** of its control groups, if it had any */
+  readonly cgroupBase?: string | undefined
 }
 
 /** How the runs of a dead worker were ended. */
@@ -89,9 +94,15 @@ export const LOOK_AGAIN_MS = [100, 400]
  * @param workBase `RESULT_BASEDIR/.work`; made when it is not there, but nothing above it
  * @param name of the worker, for people
  * @param restoreMs what was removed or changed comes back in that time
+ * @param cgroupBase see Workshop
  * @throws what the file system throws
  */
-export async function openWorkshop(workBase: string, name: string, restoreMs = RESTORE_MS): Promise<Workshop> {
+export async function openWorkshop(
+  workBase: string,
+  name: string,
+  restoreMs = RESTORE_MS,
+  cgroupBase?: string,
+): Promise<Workshop> {
   await mkdir(workBase, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'EEXIST') throw error
   })
@@ -100,7 +111,7 @@ export async function openWorkshop(workBase: string, name: string, restoreMs = R
   const id = `w${brief}-${randomBytes(4).toString('hex')}`
   const base = await realpath(workBase)
   const path = join(base, id)
-  const owner: Owner = { presence, name, started: new Date().toISOString() }
+  const owner: Owner = { presence, name, started: new Date().toISOString(), cgroupBase }
   const half = join(base, `.new-${id}`)
   try {
     await mkdir(half, { mode: 0o700 })
@@ -119,6 +130,7 @@ export async function openWorkshop(workBase: string, name: string, restoreMs = R
     id,
     path,
     presence,
+    cgroupBase,
     async close() {
       clearInterval(restoring)
       await restored
@@ -205,7 +217,8 @@ async function isUnreadable(path: string): Promise<boolean> {
 async function readOwner(path: string): Promise<Owner | undefined> {
   const owner = await readDocument<Owner>(path, OWNER_FILE)
   if (typeof owner?.presence !== 'string') return undefined
-  return { presence: owner.presence, name: cut(owner.name), started: cut(owner.started) }
+  const cgroupBase = typeof owner.cgroupBase === 'string' ? owner.cgroupBase : undefined
+  return { presence: owner.presence, name: cut(owner.name), started: cut(owner.started), cgroupBase }
 }
 
 function cut(value: unknown): string {
@@ -285,7 +298,13 @@ function markOf(id: string): string {
  * Where there is no /proc, and for processes of another boot or machine, there is nothing to be found.
  */
 export async function endWorkshop(dead: DeadWorkshop): Promise<WorkshopEnd> {
-  const own = await endRunsOf(dead.id, dead.path, presenceOf(dead.id, dead.owner), LOOK_AGAIN_MS)
+  const own = await endRunsOf(
+    dead.id,
+    dead.path,
+    presenceOf(dead.id, dead.owner),
+    LOOK_AGAIN_MS,
+    dead.owner?.cgroupBase,
+  )
   // A run could have written it: it is told of, and nothing is left undone because of it.
   const ended = await readDocument<{ ended: string; receipt: unknown }>(dead.path, END_FILE)
   const byGuard = parseReceipt(ended?.receipt)
@@ -333,41 +352,62 @@ export async function stateOfWorker(workBase: string, id: string): Promise<'aliv
 export async function endRunOf(workBase: string, id: string, run: string): Promise<KillReceipt | undefined> {
   if (!hasProc || !WORKSHOP_NAME.test(id) || !RUN_NAME.test(run)) return undefined
   const base = await realpath(workBase).catch(() => resolve(workBase))
-  const presence = presenceOf(id, await readOwner(join(base, id)))
+  const owner = await readOwner(join(base, id))
+  const presence = presenceOf(id, owner)
   const local = presence === undefined ? undefined : asLocal(presence)
   if (local === undefined) return undefined
   const [uuid, attempt] = run.split('.')
   const mark = `${id}.${uuid}.${attempt}.`
-  return killRuns({ pid: undefined, mark, workdir: join(base, id, run), startTicks: local.startTicks }, [])
+  const { startTicks } = local
+  return killRuns(
+    { pid: undefined, mark, workdir: join(base, id, run), startTicks, ...groupsOf(owner?.cgroupBase) },
+    [],
+  )
 }
 
 const NOTHING_DONE: KillReceipt = { signals: [], duration_ms: 0, survivors: [], method: hasProc ? 'proc' : 'tree' }
+
+/** Read from a file that a run may have changed: only groups below it whose names begin with the worker's id are touched. */
+function groupsOf(path: string | undefined): { cgroupBase?: string } {
+  return path !== undefined && isAbsolute(path) && existsSync(join(path, 'cgroup.procs')) ? { cgroupBase: path } : {}
+}
 
 async function endRunsOf(
   id: string,
   path: string,
   presence: string | undefined,
   pauses: readonly number[],
+  cgroupBase?: string,
 ): Promise<KillReceipt> {
   const local = presence === undefined ? undefined : asLocal(presence)
   if (presence === undefined || local === undefined || isPresent(presence) !== 'dead') return NOTHING_DONE
   // By this folder and this mark processes are killed: neither may be short by mistake.
   if (!isAbsolute(path) || basename(path) !== id || !WORKSHOP_NAME.test(id)) return NOTHING_DONE
-  return killRuns({ pid: undefined, mark: markOf(id), workdir: path, startTicks: local.startTicks }, pauses)
+  const { startTicks } = local
+  const runs = { pid: undefined, mark: markOf(id), workdir: path, startTicks, ...groupsOf(cgroupBase) }
+  const receipt = await killRuns(runs, pauses)
+  await removeGroups(runs)
+  return receipt
 }
 
 /**
  * What the guard of a worker does after the worker's death. Its receipt stays in the folder for whoever accounts for
  * the runs; a folder without runs is removed.
  * @param presence of the worker, as it told its guard: what is in the folder a run may have changed
+ * @param cgroupBase see Workshop; none: undefined or empty
  * @returns undefined when that worker is not dead: nothing was done
  */
-export async function endForDeadWorker(path: string, id: string, presence: string): Promise<KillReceipt | undefined> {
+export async function endForDeadWorker(
+  path: string,
+  id: string,
+  presence: string,
+  cgroupBase?: string,
+): Promise<KillReceipt | undefined> {
   if (!isAbsolute(path) || basename(path) !== id || !WORKSHOP_NAME.test(id)) return undefined
   for (const each of [presence, presenceOf(id, undefined) ?? presence]) {
     if (asLocal(each) === undefined || isPresent(each) !== 'dead') return undefined
   }
-  const receipt = await endRunsOf(id, path, presence, LOOK_AGAIN_MS)
+  const receipt = await endRunsOf(id, path, presence, LOOK_AGAIN_MS, cgroupBase)
   if ((await listRuns(path)).length === 0) await removeFolder(path)
   // It fails where another has accounted for all and removed the folder meanwhile.
   else await writeDocument(path, END_FILE, { ended: new Date().toISOString(), receipt }).catch(() => undefined)

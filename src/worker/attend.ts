@@ -297,6 +297,7 @@ async function run(job: Attempt): Promise<RunReport> {
     ttrSeconds: reservation.ttrSeconds,
     limitSeconds,
     environment: context.environment,
+    groups: context.groups,
     maxOutputBytes: context.maxOutputBytes,
     maxScratchBytes: context.maxScratchBytes,
     signal: job.signal,

@@ -7,6 +7,7 @@ import type { Stores } from '../publish.ts'
 import type { Queue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
 import type { Algorithm, Catalogue } from '../run/algorithm.ts'
+import type { Groups } from '../run/cgroup.ts'
 import type { Tracker } from '../tracker/tracker.ts'
 import { type Gate, makeGate } from './gate.ts'
 import type { Recovery } from './recovery.ts'
@@ -37,6 +38,10 @@ export interface WorkerOptions extends WorkerSettings {
   readonly workerId: string
   /** where run directories are made */
   readonly workshop: string
+  /** where runs have control groups */
+  readonly groups: Groups | undefined
+  /** what /healthz says of them */
+  readonly cgroup: Readonly<Record<string, unknown>>
   /** end after one job */
   readonly once: boolean
   readonly stores: Stores
@@ -291,6 +296,7 @@ class RunningWorker implements Worker {
         idle: this.#slots.filter((slot) => slot.state === 'idle').length,
         busy: this.#running.size,
       },
+      cgroup: this.#options.cgroup,
       jobs: { completed: this.#settled.delete, released: this.#settled.release, buried: this.#settled.bury },
       ...(outbox === undefined ? {} : { outbox }),
     }
