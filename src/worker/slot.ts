@@ -179,6 +179,7 @@ export class Slot {
     this.#run = run
     const hold = this.#startHold(reservation, run)
     this.#hold = hold
+    if (this.#queue !== undefined) this.#watchConnection(this.#queue)
     if (this.#interrupted) this.interrupt()
     const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
     this.#doing = doing
@@ -192,6 +193,14 @@ export class Slot {
     }
   }
 
+  /** Of the job in hand: every moment counts in which the broker may give it to another. */
+  #watchConnection(queue: Queue): void {
+    const hold = this.#hold
+    void queue.closed.then(() => {
+      if (this.#queue === queue && this.#hold === hold) hold?.onClosed()
+    })
+  }
+
   #startHold(reservation: Reservation, run: AbortController): Hold {
     const { bus } = this.#context
     const subject = { slot: this.number, ticket: reservation.ticket }
@@ -200,8 +209,10 @@ export class Slot {
       reconnect: async () => {
         this.#queue?.close()
         this.#queue = undefined
-        this.#queue = await this.#openQueue()
-        return this.#queue
+        const queue = await this.#openQueue()
+        this.#queue = queue
+        this.#watchConnection(queue)
+        return queue
       },
       onLost: (detail) => {
         bus.emit({ event: 'reservation_lost', ...subject, error: detail })
