@@ -137,7 +137,9 @@ for (1 .. 8) {
 }
 sleep 30;`
 
-test('a storm of forks, each in its own session and without a parent, is ended or named as a survivor', { timeout: 60_000 }, async () => {
+test('a storm of forks, each in its own session and without a parent, is ended or named as a survivor', {
+  timeout: 60_000,
+}, async () => {
   const ground = openGround()
   const newest = () => Number(readFileSync('/proc/loadavg', 'utf8').split(' ')[4])
   const before = newest()
