@@ -142,6 +142,7 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
   const options = { onNew, until: killing + GIVE_UP_MS, strangers }
   const late = setTimeout(() => quarry.pid !== undefined && killGroup(quarry.pid, known), LONG_LOOK_MS)
   let look = await lookFor(quarry, known, options)
+  let lastFound = look.found
   clearTimeout(late)
   // The first look knows all that lose their parents by KILL. Who outlives it forks all the time: all are shot at sight.
   for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, { ...options, onOld: onNew })) {
@@ -149,6 +150,7 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
       noteKill(look.found.length)
       await killFound(look, quarry, known)
       unclear = 0
+      if (look.found.length > 0) lastFound = look.found
       if (performance.now() - killing > GIVE_UP_MS) break
       await sleep(pauseMs)
       pauseMs = Math.min(pauseMs * 1.5, LONGEST_KILL_PAUSE_MS)
@@ -161,7 +163,7 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
   return {
     signals,
     duration_ms: since(terminated ? called : killing),
-    survivors: survivorsOf(look, quarry),
+    survivors: survivorsOf(isAnyLeft(look) ? { ...look, found: lastFound } : look, quarry),
     method: 'proc',
   }
 }
@@ -188,7 +190,7 @@ async function terminate(
     began = performance.now()
     signals.push({ signal: 'SIGTERM', at_ms: 0, processes })
     clock = setTimeout(() => {
-      if (pid !== undefined) killGroup(pid, known)
+      if (pid === undefined || !killGroup(pid, known)) return
       signals.push({ signal: 'SIGKILL', at_ms: Math.round(performance.now() - began), processes })
     }, termToKillMs)
   }

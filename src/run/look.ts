@@ -124,7 +124,7 @@ export async function lookFor(quarry: Quarry, known: Known, options: LookOptions
   const all: ProcessStat[] = []
   // Who shoots begins soon: what is not listed by then is new in the listings that follow.
   const listUntil = onNew === undefined ? Number.POSITIVE_INFINITY : performance.now() + LISTINGS_MS
-  await listNew(seen, sight, (stat) => all.push(stat) > 0 && performance.now() < listUntil)
+  const isWhole = await listNew(seen, sight, (stat) => all.push(stat) > 0 && performance.now() < listUntil)
   let members = listMembers(quarry, sight)
   forgetRecycled(known, seen)
   const spared = listAncestors(seen)
@@ -162,17 +162,19 @@ export async function lookFor(quarry: Quarry, known: Known, options: LookOptions
   const listing = performance.now()
   for (let listings = 0; listings < MOST_LISTINGS && !isClear && !isOver(sight); listings++) {
     if (listings > 0 && performance.now() - listing > LISTINGS_MS) break
-    if (onNew !== undefined) await meetNewest(seen, sight, shootIfOwn)
+    if (onNew !== undefined && (listings > 0 || !isWhole)) await meetNewest(seen, sight, shootIfOwn)
     const before = newestPid(sight)
     const others: ProcessStat[] = []
     // At once, not after the listing: who forks all the time is gone by then.
-    const isWhole = await listNew(seen, sight, (stat) => shootIfOwn(stat) || others.push(stat) > 0)
+    const isAll = await listNew(seen, sight, (stat) => shootIfOwn(stat) || others.push(stat) > 0)
     if (others.length > 0) members = listMembers(quarry, sight)
     // A child may be listed before its parent.
     for (const stat of others) if (isRelated(stat, known) || members.has(stat.pid)) shootIfOwn(stat)
-    isClear = isWhole && before !== undefined && newestPid(sight) === before
+    isClear = isAll && before !== undefined && newestPid(sight) === before
   }
-  return { found: [...own.values()], isClear: isClear && !sight.isUnsure && !sight.isBlind, isBlind: sight.isBlind }
+  // Parents first: a shell that a signal reaches after its child may take the child's end for its own.
+  const found = [...own.values()].sort((a, b) => a.startTicks - b.startTicks || a.pid - b.pid)
+  return { found, isClear: isClear && !sight.isUnsure && !sight.isBlind, isBlind: sight.isBlind }
 }
 
 /** A look that ends before it has seen all is blind. */

@@ -456,19 +456,13 @@ async function checkBase(base: string): Promise<string[]> {
 
 /** Scratch directories of runs lie on the same disk, so that outputs are published by a rename. */
 async function checkWorkDir(path: string): Promise<string[]> {
-  try {
-    await mkdir(path, { mode: 0o700 })
-  } catch (error) {
+  await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
     if (errnoOf(error) !== 'EEXIST') throw error
-  }
-  if ((await stat(path)).isDirectory()) {
-    const isOpen = await access(path, constants.R_OK | constants.W_OK | constants.X_OK).then(
-      () => true,
-      () => false,
-    )
-    return isOpen ? [] : [`no permission for ${path}; let the worker's user use it: chmod u+rwx ${shellWord(path)}`]
-  }
-  return [`${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`]
+  })
+  const advice = `${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`
+  if (!(await stat(path)).isDirectory()) return [advice]
+  await access(path, constants.R_OK | constants.W_OK | constants.X_OK)
+  return []
 }
 
 function shellWord(text: string): string {

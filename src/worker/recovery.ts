@@ -79,7 +79,9 @@ export function makeRecovery(options: RecoveryOptions): Recovery {
       const { worker } = attempt
       if (worker === options.workerId || (await stateOfWorker(workBase, worker)) !== 'dead') continue
       await survive(options.bus, describe(attempt), async () => {
-        const dead = (await findDeadWorkshops(workBase)).find(({ id }) => id === worker)
+        // Where they cannot be listed, which was told, there is no evidence to be had.
+        const found = ended.has(worker) ? [] : await findDeadWorkshops(workBase).catch(() => [])
+        const dead = found.find(({ id }) => id === worker)
         if (dead !== undefined) await recoverOnce(dead)
         else if (!ended.has(worker)) await endOrphans(workBase, worker)
         ended.add(worker)

@@ -155,7 +155,7 @@ test('a look is over at its time, and says that it has not seen all', async () =
   const ground = openGround()
   const { run } = await startRun(ground, 'exec sleep $NAP', 1)
   const known = makeKnown(run)
-  expect(await lookFor(run, known, { until: performance.now() })).toEqual({ found: [], isClear: false, isBlind: true })
+  expect(await lookFor(run, known, { until: performance.now() })).toMatchObject({ isClear: false, isBlind: true })
   expect((await lookFor(run, known, { until: performance.now() + 60_000 })).found).toHaveLength(1)
   expect((await killTree(run)).survivors).toEqual([])
 })

@@ -181,7 +181,7 @@ async function expectMended(home: Installation, worker: RunningWorker, jobs: Put
 
 test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES].map(named))(
   '%s: the job in hand is given back, no job is taken, and all complete when it is over',
-  { timeout: 120_000 },
+  { timeout: 180_000 },
   async ([, fault], context) => {
     const { home, worker } = await start(fault, context, 3)
     const inHand = await putOne(home, 'waits')
@@ -201,7 +201,7 @@ test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES].map(named))(
 
 test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES, LOCKED].map(named))(
   '%s while the worker is idle: what is taken is given back, then no job is taken until it is over',
-  { timeout: 120_000 },
+  { timeout: 180_000 },
   async ([, fault], context) => {
     const { home, worker } = await start(fault, context, 2)
     await untilWaiting(home, 2)
@@ -217,7 +217,7 @@ test.for([VANISHED, REPLACED, READ_ONLY, FULL, FEW_FILES, LOCKED].map(named))(
 )
 
 test('a tracker that is locked while a job runs: its result is published once, it is not run again, and all complete', {
-  timeout: 120_000,
+  timeout: 180_000,
 }, async (context) => {
   const { home, worker } = await start(LOCKED, context, 2)
   const inHand = await putOne(home, 'waits')
@@ -242,7 +242,7 @@ test('TERM ends a worker that is paused, and the pause is not called over', asyn
 })
 
 test('a worker that is quiet and at fault takes jobs only when both are over, and says what is left', {
-  timeout: 120_000,
+  timeout: 180_000,
 }, async (context) => {
   const { home, worker } = await start(VANISHED, context, 2)
   const inHand = await putOne(home, 'waits')
@@ -262,7 +262,7 @@ test('a worker that is quiet and at fault takes jobs only when both are over, an
 })
 
 test('a fault of one job only does not pause the worker, and its delay grows each time', {
-  timeout: 120_000,
+  timeout: 180_000,
 }, async (context) => {
   const { home, worker } = await start(VANISHED, context, 1)
   const job = await putOne(home, 'waits')

@@ -1,11 +1,14 @@
 import { renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { expect, onTestFinished, test } from 'vitest'
+import { expect, onTestFinished, test, vi } from 'vitest'
 import { stringify } from 'yaml'
 import { startBroker } from '../support/broker.ts'
 import { addRuns, eventsOf, healthOf, letGo, putOne, tell, untilGone, untilWaiting } from '../support/gated.ts'
 import { type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
 import { startProxy } from '../support/proxy.ts'
+
+// Longer than what is waited for within: a slow machine is no fault.
+vi.setConfig({ testTimeout: 180_000 })
 
 /** A worker whose rc file a test may write; `env` stands above it. */
 async function startWithFile(

@@ -1,7 +1,10 @@
-import { expect, test } from 'vitest'
+import { expect, test, vi } from 'vitest'
 import { addRuns, eventsOf, healthOf, letGo, putOne, slotsOf, tell, untilGone, untilWaiting } from '../support/gated.ts'
 import { findRuns, install, until } from '../support/installation.ts'
 import { startProxy } from '../support/proxy.ts'
+
+// Longer than what is waited for within: a slow machine is no fault.
+vi.setConfig({ testTimeout: 180_000 })
 
 test('TSTP takes no job while the running one goes on and is published; CONT takes jobs again', async () => {
   const home = await install({ CONCURRENCY: '2' })

@@ -7,6 +7,9 @@ import { addRuns, eventsOf, healthOf, putOne, slotsOf, tell, untilGone, untilWai
 import { install, until } from '../support/installation.ts'
 import { needTools, startManager } from '../support/manager.ts'
 
+// Longer than what is waited for within: a slow machine is no fault.
+vi.setConfig({ testTimeout: 180_000 })
+
 const WATCHDOG = { WATCHDOG_USEC: '400000' }
 
 test('systemd hears READY when jobs are taken, is fed while slots go round, and hears STOPPING with the time it may take', async (context) => {
