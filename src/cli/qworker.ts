@@ -177,7 +177,9 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
   const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
-  const workshop = await openWorkshop(workBase, name, undefined, groups?.base)
+  const workshop = await openWorkshop(workBase, name, undefined, groups?.base).catch((error: Error) =>
+    endWithError(NAME, EXIT.cantCreate, `no folder for runs can be made in ${workBase}: ${error.message}`),
+  )
   parts.setStaging(workshop.path)
   const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })

@@ -55,13 +55,14 @@ export async function takeAccount(
     const still = openAttempt(tracked)
     if (still !== undefined) return { kind: 'busy', worker: still.worker }
   }
-  if (tracked?.state === 'failed' && isUnburied(tracked, reservation)) {
-    return { kind: 'unburied', reason: history.status?.reason ?? 'it failed for good' }
+  const isUnburied = tracked?.state === 'failed' && isSameUnburied(tracked, reservation)
+  if (isUnburied && history.status?.state === 'failed') {
+    return { kind: 'unburied', reason: history.status.reason ?? 'it failed for good' }
   }
-  const own = tracked?.state === 'open' ? tracked.attempts : []
+  const own = tracked?.state === 'open' || isUnburied ? (tracked?.attempts ?? []) : []
   const previous = mergeRecords(countedAttempts(history), own)
   const attempt = (previous.at(-1)?.attempt ?? 0) + 1
-  if (attempt > maxAttempts) {
+  if (attempt > maxAttempts || isUnburied) {
     return { kind: 'exhausted', outcome: { kind: 'exhausted', detail: whyExhausted(previous, maxAttempts) }, previous }
   }
   const faults = own.filter(({ record }) => readRecord(record)?.outcome === 'worker_fault').length
@@ -76,7 +77,7 @@ function openAttempt(tracked: TrackedJob | undefined): TrackedAttempt | undefine
  * The same ticket, reserved before, and never buried: nobody kicked it. A broker without a binlog gives tickets anew; that
  * the job was reserved before is forgotten by a restart, and then it begins anew.
  */
-function isUnburied(tracked: TrackedJob, { ticket, buries, reserves }: Reservation): boolean {
+function isSameUnburied(tracked: TrackedJob, { ticket, buries, reserves }: Reservation): boolean {
   return tracked.attempts.at(-1)?.ticket === ticket && buries === 0 && reserves > 1
 }
 

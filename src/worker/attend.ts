@@ -178,7 +178,7 @@ async function endWithoutRun(
     case 'exhausted': {
       const { outcome, previous } = account
       const settlement = settle(outcome, previous.length, previous.length, context.retryRules, 0)
-      await publishBurial(job, factsOf(job, ''), previous, settlement, outcome)
+      if (!(await publishBurial(job, factsOf(job, ''), previous, settlement, outcome))) return leave(job)
       await context.tracker.mark(ref.uuid, ref.type, 'failed', context.outbox !== undefined)
       context.bus.emit({ ...ref, event: 'job_refused', outcome, error: reasonOf(outcome) })
       return settleJob(job, previous.length, settlement)
@@ -188,21 +188,32 @@ async function endWithoutRun(
   }
 }
 
-/** Where its own directory is what cannot be written to (an algorithm saw to that), the job is buried all the same. */
+/** Nothing was published: the reservation was lost meanwhile, or the job is complete. */
+async function leave(job: Job): Promise<void> {
+  const { isComplete } = await readHistory(job.context.stores, job.ref.uuid, false)
+  return isComplete ? finishEarlier(job) : settleJob(job, 0, { action: 'none' })
+}
+
+/**
+ * Where its own directory is what cannot be written to (an algorithm saw to that), the job is buried all the same.
+ * @returns false when nothing was published: the job is complete, or no longer ours
+ */
 async function publishBurial(
   hand: Hand,
   facts: JobFacts,
   attempts: readonly AttemptRecord[],
   settlement: Settlement,
   outcome: Outcome,
-): Promise<void> {
+): Promise<boolean> {
   const { context, hold, slot, reservation } = hand
+  const isOurs = () => hold.isOurs()
   try {
-    await publishFailure(context.stores, facts, attempts, settlement, outcome, undefined, () => hold.isOurs())
+    return await publishFailure(context.stores, facts, attempts, settlement, outcome, undefined, isOurs)
   } catch (error) {
     if (!(error instanceof StoreError) || (await context.isMachineAtFault(error.message))) throw error
     const subject = { slot, ticket: reservation.ticket, uuid: facts.uuid }
     context.bus.emit({ event: 'publish_failed', ...subject, store: 'local', error: error.message })
+    return true
   }
 }
 
@@ -469,8 +480,8 @@ async function refuse(hand: Hand, outcome: Outcome, known: Known): Promise<void>
   const earlier = isUuid(uuid) ? await earlierAttempts(hand, uuid) : undefined
   if (uuid !== undefined && earlier !== undefined) {
     const facts: JobFacts = { uuid, type: type ?? null, tags, version: '', worker: context.name }
-    await publishBurial(hand, facts, earlier, settlement, outcome)
-    if (context.outbox !== undefined) {
+    const isPublished = await publishBurial(hand, facts, earlier, settlement, outcome)
+    if (isPublished && context.outbox !== undefined) {
       await context.tracker.outbox.put(uuid)
       context.outbox.wake()
     }

@@ -1,4 +1,4 @@
-import { appendFileSync, existsSync, readFileSync } from 'node:fs'
+import { appendFileSync, existsSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
@@ -95,6 +95,25 @@ test('a worker is killed between the note of a failure and the burial: the job i
   await until('the burial', async () => (await home.ticketState(ticket)) === 'buried')
   expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'failed' }])
   expect(runsOf(home, 'job')).toBe(2)
+}, 180_000)
+
+test('a job that failed and was not buried has a status that tells so, though its documents are gone', async () => {
+  const home = await install({ CONCURRENCY: '1', MAX_ATTEMPTS: '1' })
+  home.addAlgorithm('job', `${NOTES}; exit 9`)
+  const proxy = await startProxy(home.broker.port)
+  proxy.holdFrom('bury')
+  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+  const uuid = newUuid()
+  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: 60 })
+  await until('the burial is on its way', () => proxy.isHolding())
+  await kill(first)
+  rmSync(join(home.results, uuid.slice(0, 2), uuid), { recursive: true })
+  await home.startWorker()
+  await until('the burial', async () => (await home.ticketState(ticket)) === 'buried')
+  const status = home.status(uuid)
+  expect(status).toMatchObject({ state: 'failed', attempts: [{ attempt: 1, outcome: 'failed', exit_code: 9 }] })
+  expect(status?.reason).toContain('exit 9')
+  expect(runsOf(home, 'job')).toBe(1)
 }, 180_000)
 
 test('a worker is killed between the publication of a failure and its note in the tracker: what was published stands, and the job is buried and not run', async () => {
