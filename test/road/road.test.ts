@@ -194,7 +194,7 @@ test('an outage of S3 is told in log, status and health, delays the copy, and ne
 test('the sample run of the ancestor: infinite loop killed, faulty exit 10, normal, removed from queue', async () => {
   const home = await install(shipped)
   const env = { LOG_FORMAT: 'text', CONCURRENCY: '1', GRACE_TIME: '1', RETRY_DELAY: '1' }
-  const { stdout } = await qproducer(home, undefined, '-a', 'drunken_sailor', '-p', '{"seed":40}', '--ttr', '1')
+  const { stdout } = await qproducer(home, undefined, '-a', 'drunken_sailor', '-p', '{"seed":40}', '--ttr', '4')
   const uuid = /"uuid":"(\w+)"/.exec(stdout)?.[1] ?? ''
   const worker = await home.startWorker(env, ['-v'])
   await until('the end', () => worker.said.stdout.includes('Job completed, removing from queue.'))
@@ -206,7 +206,7 @@ test('the sample run of the ancestor: infinite loop killed, faulty exit 10, norm
     `### Dequeued job ${uuid}, algorithm drunken_sailor`,
     ` + result directory: ${home.results}/${uuid.slice(0, 2)}/${uuid}`,
     ' + input data: {"seed":40}',
-    ' + time left for processing: 1',
+    ' + time left for processing: 4',
     ' + job queue priority: PID',
     // the algorithm's own lines are told when it has ended
   ]
@@ -217,7 +217,7 @@ test('the sample run of the ancestor: infinite loop killed, faulty exit 10, norm
     'Attempting to kill algorithm PID PID',
     'Drunken sailor PID: PID',
     'Drunken Sailor: Infinite loop. ',
-    'Algorithm ended: ended after 2 s (TTR + GRACE_TIME)',
+    'Algorithm ended: ended after 5 s (TTR + GRACE_TIME)',
     'Job failed, leaving job in queue.',
     'Next attempt in 1 s.',
     '',
