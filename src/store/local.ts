@@ -18,7 +18,7 @@ import { constants } from 'node:fs'
 import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { isUuid } from '../job/package.ts'
-import { LOCK, readLock, takeLock } from './lock.ts'
+import { breakDeadLock, LOCK, takeLock } from './lock.ts'
 import { checkPublication, checkUuid, errnoOf, isAbsence, isFileName, openSource, statOf } from './publication.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 
@@ -164,15 +164,10 @@ async function lockJob(base: Base, dir: string): Promise<() => Promise<void>> {
   return takeLock(join(dir, LOCK), await openTemporary(base, dir), base)
 }
 
-/** Without a lock there is nothing to tidy: what is published under one is staged elsewhere. */
+/** Only a lock can be left: what is published is staged elsewhere. That of a living publisher stays, and is not waited for. */
 async function tidy(base: Base, uuid: string): Promise<void> {
   checkUuid(uuid)
-  const dir = jobDir(base.path, uuid)
-  await guard(base.path, async () => {
-    if ((await readLock(join(dir, LOCK))) === undefined) return
-    const unlock = await lockJob(base, dir)
-    await unlock()
-  })
+  await guard(base.path, () => breakDeadLock(base, join(jobDir(base.path, uuid), LOCK)))
 }
 
 function inOrder(staged: readonly Staged[]): { files: Staged[]; status: Staged[]; commit: Staged | undefined } {

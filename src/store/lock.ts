@@ -65,13 +65,13 @@ function isNotTaken(error: unknown): false {
 }
 
 /** What a lock says; undefined when there is none, or something else of its name. */
-export async function readLock(path: string): Promise<string | undefined> {
+async function readLock(path: string): Promise<string | undefined> {
   const isFile = (await statOf(path).catch(() => undefined))?.isFile()
   return isFile ? readFile(path, 'utf8').catch(() => undefined) : undefined
 }
 
-/** Moved aside first: of two that break it at once, the slower one must not remove the lock that the other made since. */
-async function breakDeadLock({ publisher, locks }: Locker, path: string): Promise<void> {
+/** Removes a lock whose publisher is dead. Moved aside first: of two that break it at once, the slower one must not remove the lock that the other made since. */
+export async function breakDeadLock({ publisher, locks }: Locker, path: string): Promise<void> {
   const text = await readLock(path)
   // A directory of that name is an algorithm's.
   if (text === undefined && (await statOf(path))?.isFile() === false) await rm(path, { recursive: true, force: true })
