@@ -259,7 +259,8 @@ async function meetNewest(
     if (newest === last) return
     last = newest
     for (let pid = newest; pid > Math.max(1, newest - NEWEST_NUMBERS); pid--) {
-      if (seen.has(pid)) continue
+      // Threads answer to their numbers too, though no listing shows them; a signal to one of ours would reach us.
+      if (seen.has(pid) || existsSync(`/proc/self/task/${pid}`)) continue
       const stat = readStat(pid, sight)
       seen.set(pid, stat)
       if (stat !== undefined) take(stat)
