@@ -6,12 +6,13 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { type AddressInfo, createServer, connect as openSocket } from 'node:net'
+import { connect as openSocket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Command } from 'commander'
 import { algorithmEnvironment } from '../config.ts'
+import { freePort } from '../sailor/torture/broker.ts'
 import { EXIT, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
 
 const BIN = join(import.meta.dirname, '..', '..', 'bin')
@@ -194,15 +195,6 @@ async function cleanUp(demo: Demo): Promise<void> {
     await gone
   }
   await rm(demo.dir, { recursive: true, force: true, maxRetries: 3 })
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 main().catch((error: unknown) =>

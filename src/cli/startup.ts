@@ -1,13 +1,14 @@
 /** What a worker checks before it takes a job: everything at once, each problem with its remedy. */
 
 import { execFile } from 'node:child_process'
-import { closeSync, openSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { promisify } from 'node:util'
 import type { Config } from '../config.ts'
 import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
 import type { Catalogue } from '../run/algorithm.ts'
+import { findDescriptorShortage } from '../run/kill.ts'
 import { hasProc } from '../run/look.ts'
 import type { Tracker } from '../tracker/tracker.ts'
 import { brokerAdvice, brokerUrl } from './broker.ts'
@@ -50,16 +51,9 @@ export async function checkMachine(stores: Stores, tracker: Tracker): Promise<st
 const SPARE_DESCRIPTORS = 24
 
 function checkDescriptors(): string[] {
-  const spare: number[] = []
-  try {
-    while (spare.length < SPARE_DESCRIPTORS) spare.push(openSync('/dev/null', 'r'))
-    return []
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    return [`too many open files (${code}): raise the limit of this worker (ulimit -n, LimitNOFILE)`]
-  } finally {
-    for (const fd of spare) closeSync(fd)
-  }
+  const code = findDescriptorShortage(SPARE_DESCRIPTORS)
+  if (code === undefined) return []
+  return [`too many open files (${code}): raise the limit of this worker (ulimit -n, LimitNOFILE)`]
 }
 
 function asProblems(lines: readonly string[], exitCode: number): Problem[] {

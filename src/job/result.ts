@@ -55,7 +55,7 @@ export interface AttemptRecord {
 
 /** Where the copy on S3 stands. Absent when no bucket is configured. */
 export interface S3State {
-  readonly state: 'pending' | 'published' | 'failed'
+  readonly state: 'pending' | 'published'
   readonly error?: string
   readonly since: string
 }

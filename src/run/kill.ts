@@ -302,14 +302,14 @@ async function endByTree(run: RunIdentity, termToKillMs: number): Promise<KillRe
   return { signals, duration_ms: since(), survivors: isGroupAlive(run.pid) ? [run.pid] : [], method: 'tree' }
 }
 
-/** Without any, execa 9.6 leaves the child's `error` unheard, which would end the worker. */
-function hasSpareDescriptors(): boolean {
+/** The system's code when fewer descriptors than wanted are left. */
+export function findDescriptorShortage(wanted: number): string | undefined {
   const spare: number[] = []
   try {
-    while (spare.length < 8) spare.push(openSync('/dev/null', 'r'))
-    return true
-  } catch {
-    return false
+    while (spare.length < wanted) spare.push(openSync('/dev/null', 'r'))
+    return undefined
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error)
   } finally {
     for (const fd of spare) closeSync(fd)
   }
@@ -320,7 +320,8 @@ function hasSpareDescriptors(): boolean {
  * can catch, which would end the worker.
  */
 async function signalTree(pid: number, signal: NodeJS.Signals): Promise<void> {
-  if (!hasSpareDescriptors()) {
+  // Without any, execa 9.6 leaves the child's `error` unheard, which would end the worker.
+  if (findDescriptorShortage(8) !== undefined) {
     send(-pid, signal)
     return
   }

@@ -13,13 +13,21 @@
  * machine) does the lock's age decide.
  */
 
-import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { isUuid } from '../job/package.ts'
 import { breakDeadLock, LOCK, takeLock } from './lock.ts'
-import { checkPublication, checkUuid, errnoOf, isAbsence, isFileName, openSource, statOf } from './publication.ts'
+import {
+  checkPublication,
+  checkUuid,
+  errnoOf,
+  isAbsence,
+  isFileName,
+  openSource,
+  statOf,
+  temporaryName,
+} from './publication.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
@@ -409,10 +417,6 @@ async function syncDirectory(path: string): Promise<void> {
   } finally {
     await handle.close()
   }
-}
-
-function temporaryName(): string {
-  return `.${randomBytes(8).toString('hex')}.tmp`
 }
 
 function isTemporary(path: string): boolean {

@@ -8,7 +8,7 @@
 import { type FileHandle, link, readFile, rename, rm, utimes } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { errnoOf, statOf } from './publication.ts'
+import { errnoOf, statOf, temporaryName } from './publication.ts'
 import { type Publisher, StoreError } from './store.ts'
 
 export const LOCK = '.publishing'
@@ -81,7 +81,7 @@ export async function breakDeadLock({ publisher, locks }: Locker, path: string):
   const state = isForged ? 'dead' : identity === '' ? 'unknown' : publisher.stateOf(identity)
   const age = Date.now() - ((await statOf(path))?.mtimeMs ?? Date.now())
   if (state === 'alive' || (state === 'unknown' && age < STALE_MS)) return
-  const aside = join(dirname(path), `.${Math.random().toString(16).slice(2).padEnd(16, '0').slice(0, 16)}.tmp`)
+  const aside = join(dirname(path), temporaryName())
   const isMoved = await rename(path, aside).then(
     () => true,
     () => false,

@@ -1,5 +1,6 @@
 /** What a store takes: the names, and the files that bytes are read from. The same for every driver. */
 
+import { randomBytes } from 'node:crypto'
 import { constants, type Stats } from 'node:fs'
 import { type FileHandle, lstat, open } from 'node:fs/promises'
 import { describe, isUuid, uuidProblem } from '../job/package.ts'
@@ -72,4 +73,9 @@ export async function statOf(path: string): Promise<Stats | undefined> {
 /** Codes that mean: nothing of that name is there that we would serve. */
 export function isAbsence(error: unknown): boolean {
   return ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EISDIR'].includes(errnoOf(error))
+}
+
+/** Of what is not published yet; never served. */
+export function temporaryName(): string {
+  return `.${randomBytes(8).toString('hex')}.tmp`
 }

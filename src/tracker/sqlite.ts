@@ -379,7 +379,7 @@ async function preparePlace(path: string): Promise<void> {
     const there = await stat(path).catch(ignore('ENOENT'))
     if (there?.isFile() === false) {
       const kind = there.isDirectory() ? 'a directory' : 'no regular file'
-      throw new TrackerError('denied', `the tracker ${path} is ${kind}: move it away, or name another file`)
+      throw new TrackerError('denied', `the tracker ${path} is ${kind}, expected a file: move it away, and start again`)
     }
     if (there !== undefined) return
     const file = await open(path, 'wx', 0o600).catch(ignore('EEXIST'))
@@ -427,7 +427,7 @@ function checkOwner(file: TrackerFile): number {
   const empty = version === 0 && file.all('SELECT 1 FROM sqlite_master LIMIT 1').length === 0
   if (application !== APPLICATION_ID && !(application === 0 && empty)) {
     const what = `the tracker ${file.path} is a database of another program (application_id ${application})`
-    throw new TrackerError('failed', `${what}, and stays untouched: name another file`)
+    throw new TrackerError('failed', `${what}, and stays untouched: move it away, and start again`)
   }
   if (version > MIGRATIONS.length) {
     const what = `the tracker ${file.path} has format ${version}, this program knows formats up to ${MIGRATIONS.length}`

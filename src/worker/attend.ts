@@ -75,6 +75,9 @@ interface Attempt extends Job {
   readonly turn: Turn
   /** the fencing token of this attempt */
   readonly fence: number
+  readonly started: Date
+  /** TTR + GRACE_TIME as they were at its start: a reload changes later ones */
+  readonly limitSeconds: number
 }
 
 /**
@@ -222,13 +225,13 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
   const { context, reservation, ref } = job
   job.doing.faults = turn.faults
   const started = new Date()
-  const limitMs = (reservation.ttrSeconds + context.graceSeconds) * 1000
+  const limitSeconds = reservation.ttrSeconds + context.graceSeconds
   const runId = `${ref.uuid}.${turn.attempt}.${started.getTime().toString(36)}`
   const start = {
     ...{ uuid: ref.uuid, type: ref.type, ticket: ref.ticket, tube: ref.tube },
     ...{ attempt: turn.attempt, maxAttempts: turn.maxAttempts, worker: context.workerId, run: runId },
     started: started.toISOString(),
-    deadline: new Date(started.getTime() + limitMs).toISOString(),
+    deadline: deadlineOf({ started, limitSeconds }),
   }
   const fence = await context.tracker.begin(start, turn.fence)
   if (fence === undefined) {
@@ -243,7 +246,7 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
       ...([context.workshop, runId, job.workPackage.payloadJson] as const),
       ...([context.settingsFor(algorithm), algorithm.user] as const),
     )
-    const attempt: Attempt = { ...job, algorithm, workdir, turn, fence }
+    const attempt: Attempt = { ...job, algorithm, workdir, turn, fence, started, limitSeconds }
     await conclude(attempt, await run(attempt))
   } catch (error) {
     if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error, turn)
@@ -282,7 +285,6 @@ async function run(job: Attempt): Promise<RunReport> {
   const { context, reservation, ref, workPackage, turn, workdir, doing } = job
   const { attempt, maxAttempts } = turn
   const { bus } = context
-  const limitSeconds = reservation.ttrSeconds + context.graceSeconds
   bus.emit({
     ...ref,
     event: 'job_dequeued',
@@ -293,7 +295,7 @@ async function run(job: Attempt): Promise<RunReport> {
     secondsLeft: reservation.ttrSeconds,
     priority: reservation.priority,
   })
-  context.running.set(ref.uuid, makeRunningStatus(job, limitSeconds))
+  context.running.set(ref.uuid, makeRunningStatus(job))
   doing.step = `running attempt ${attempt} of ${maxAttempts}`
   const report = await runAlgorithm({
     algorithm: job.algorithm,
@@ -306,7 +308,7 @@ async function run(job: Attempt): Promise<RunReport> {
     tube: ref.tube,
     priority: reservation.priority,
     ttrSeconds: reservation.ttrSeconds,
-    limitSeconds,
+    limitSeconds: job.limitSeconds,
     environment: context.environment,
     groups: context.groups,
     maxOutputBytes: context.maxOutputBytes,
@@ -342,21 +344,24 @@ function lastLines(tail: string): string {
   return `... (more in stdout.log)\n${rest}`
 }
 
-function makeRunningStatus(job: Attempt, limitSeconds: number): StatusDocument {
+function deadlineOf({ started, limitSeconds }: Pick<Attempt, 'started' | 'limitSeconds'>): string {
+  return new Date(started.getTime() + limitSeconds * 1000).toISOString()
+}
+
+function makeRunningStatus(job: Attempt): StatusDocument {
   const { tags } = job.workPackage.header
-  const started = new Date()
   return {
     format: DOCUMENT_FORMAT,
     uuid: job.ref.uuid,
     type: job.ref.type,
     state: 'running',
-    timestamp: started.toISOString(),
+    timestamp: job.started.toISOString(),
     ...(tags === undefined ? {} : { tags }),
     running: {
       attempt: job.turn.attempt,
       worker: job.context.name,
-      started: started.toISOString(),
-      deadline: new Date(started.getTime() + limitSeconds * 1000).toISOString(),
+      started: job.started.toISOString(),
+      deadline: deadlineOf(job),
     },
     attempts: job.turn.previous,
   }

@@ -35,6 +35,8 @@ export interface Recovery {
 }
 
 interface Evidence {
+  /** the worker as documents name it */
+  readonly worker?: string
   readonly stderrTail: string
   readonly kill: KillReceipt | undefined
 }
@@ -128,7 +130,7 @@ async function recover(options: RecoveryOptions, dead: DeadWorkshop): Promise<vo
       const { stderrTail } = run === undefined ? { stderrTail: '' } : await readRunEvidence(run)
       const kill = receipt.signals.length > 0 ? receipt : undefined
       const why = `its worker (${name}) died in the middle of it`
-      await closeAttempt(options, attempt, 'abandoned', why, { stderrTail, kill })
+      await closeAttempt(options, attempt, 'abandoned', why, { worker: name, stderrTail, kill })
     })
     if (isClosed) closed++
   }
@@ -171,11 +173,11 @@ function makeRecord(
   outcome: 'abandoned' | 'worker_fault',
   error: string,
   ended: Date,
-  { stderrTail, kill }: Evidence,
+  { worker, stderrTail, kill }: Evidence,
 ): AttemptRecord {
   return {
     attempt: attempt.attempt,
-    worker: attempt.worker,
+    worker: worker ?? attempt.worker,
     started: attempt.started,
     ended: ended.toISOString(),
     duration_seconds: Math.max(0, Math.round(ended.getTime() - Date.parse(attempt.started)) / 1000),

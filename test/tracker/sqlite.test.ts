@@ -123,7 +123,7 @@ describe('files that cannot be used', () => {
     const { code, message } = await failureOf(openTracker(sqliteUrl(path)))
     expect([code, message]).toEqual([
       'denied',
-      `the tracker ${path} is a directory: move it away, or name another file`,
+      `the tracker ${path} is a directory, expected a file: move it away, and start again`,
     ])
   })
 
@@ -171,7 +171,7 @@ describe('files that cannot be used', () => {
     sql(path, 'CREATE TABLE theirs (x)')
     const before = readFileSync(path)
     const { code, message } = await failureOf(openTracker(sqliteUrl(path)))
-    expect([code, message]).toEqual(['failed', expect.stringMatching(/another program .*name another file/)])
+    expect([code, message]).toEqual(['failed', expect.stringMatching(/another program .*move it away/)])
     expect(readFileSync(path)).toEqual(before)
   })
 

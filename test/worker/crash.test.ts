@@ -72,7 +72,8 @@ test('a worker is killed between the commit of a result and its note in the trac
   expect(runsOf(home, 'job')).toBe(1)
 }, 180_000)
 
-test('a worker is killed between the note of a failure and the burial: the job is buried at once and not run; kicked by hand it begins anew', async () => {
+/** A job whose only attempt failed with 9, and whose worker cannot tell the broker so. */
+async function failUnburied(): Promise<{ home: Installation; first: RunningWorker; uuid: string; ticket: string }> {
   const home = await install({ CONCURRENCY: '1', MAX_ATTEMPTS: '1' })
   home.addAlgorithm('job', `${NOTES}; exit 9`)
   const proxy = await startProxy(home.broker.port)
@@ -81,6 +82,11 @@ test('a worker is killed between the note of a failure and the burial: the job i
   const uuid = newUuid()
   const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: 60 })
   await until('the burial is on its way', () => proxy.isHolding())
+  return { home, first, uuid, ticket }
+}
+
+test('a worker is killed between the note of a failure and the burial: the job is buried at once and not run; kicked by hand it begins anew', async () => {
+  const { home, first, uuid, ticket } = await failUnburied()
   const before = home.status(uuid)
   expect(before).toMatchObject({ state: 'failed', reason: 'exit 9 (attempt 1 of 1)' })
   await kill(first)
@@ -98,14 +104,7 @@ test('a worker is killed between the note of a failure and the burial: the job i
 }, 180_000)
 
 test('a job that failed and was not buried has a status that tells so, though its documents are gone', async () => {
-  const home = await install({ CONCURRENCY: '1', MAX_ATTEMPTS: '1' })
-  home.addAlgorithm('job', `${NOTES}; exit 9`)
-  const proxy = await startProxy(home.broker.port)
-  proxy.holdFrom('bury')
-  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
-  const uuid = newUuid()
-  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: 60 })
-  await until('the burial is on its way', () => proxy.isHolding())
+  const { home, first, uuid, ticket } = await failUnburied()
   await kill(first)
   rmSync(join(home.results, uuid.slice(0, 2), uuid), { recursive: true })
   await home.startWorker()
