@@ -74,6 +74,8 @@ class Carrier implements OutboxCarrier {
   /** performance.now() until when S3 is left alone */
   #pausedUntil = 0
   #error: string | undefined
+  /** something that we took could not be settled: nobody carries it, and it is ours for the time of its lease */
+  #hasDropped = false
   #state: OutboxState = { length: 0, oldest: null }
   #told = 0
 
@@ -146,7 +148,8 @@ class Carrier implements OutboxCarrier {
 
   /** @returns milliseconds to rest before the next step */
   async #step(): Promise<number> {
-    const atOnce = this.#downSince === undefined ? AT_ONCE : 1
+    if (this.#hasDropped && this.#carrying.size === 0) await this.#takeUpDropped()
+    const atOnce = this.#hasDropped ? 0 : this.#downSince === undefined ? AT_ONCE : 1
     if (this.#carrying.size >= atOnce) {
       await Promise.race([...this.#carrying, this.#rest(LOOK_MS)])
       return 0
@@ -163,6 +166,12 @@ class Carrier implements OutboxCarrier {
     }
     const dueInSeconds = await this.#look()
     return Math.min(LOOK_MS, Math.max(POLL_MS, (dueInSeconds ?? Number.POSITIVE_INFINITY) * 1000))
+  }
+
+  /** A full disk takes no note of how a try ended. Called when nothing else that is ours is under way. */
+  async #takeUpDropped(): Promise<void> {
+    await this.#tracker.outbox.giveBack(this.#options.owner)
+    this.#hasDropped = false
   }
 
   async #look(): Promise<number | undefined> {
@@ -193,7 +202,7 @@ class Carrier implements OutboxCarrier {
       await this.#tracker.outbox.settle(entry, owner, { retryInSeconds, error: copied.error })
       await this.#look()
     } catch (error) {
-      // Its lease runs out, and it is taken again.
+      this.#hasDropped = true
       this.#tellFault(error)
     }
   }

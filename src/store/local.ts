@@ -14,7 +14,7 @@
  */
 
 import { constants } from 'node:fs'
-import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
+import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { isUuid } from '../job/package.ts'
 import { breakDeadLock, LOCK, takeLock } from './lock.ts'
@@ -432,6 +432,7 @@ async function checkBase(base: string): Promise<string[]> {
     if (errnoOf(error) === 'ENOENT') return [`the result directory ${base} does not exist; ${make}`]
     return [storeError(base, error).message]
   }
+  await removeProbes(base)
   // Really written: the superuser passes every question about permissions, on a read-only disk too.
   const probe = join(base, temporaryName())
   const second = join(base, temporaryName())
@@ -444,13 +445,22 @@ async function checkBase(base: string): Promise<string[]> {
     )
     if (!hasLinks)
       return [`the file system of ${base} knows no hard links, which results are committed by; use another`]
-    await unlink(second)
     return await checkWorkDir(join(base, '.work'))
   } catch (error) {
     return [storeError(base, error).message]
   } finally {
     for (const path of [probe, second]) await rm(path, { force: true }).catch(() => {})
   }
+}
+
+/**
+ * Probes of workers that were killed in the middle of one. That of a living one may be among them: who has made its
+ * probe has learnt what it wanted to know, whoever removes it.
+ */
+async function removeProbes(base: string): Promise<void> {
+  const names = await readdir(base).catch((): string[] => [])
+  for (const name of names.filter((entry) => isTemporary(`/${entry}`)))
+    await rm(join(base, name), { force: true }).catch(() => {})
 }
 
 /** Scratch directories of runs lie on the same disk, so that outputs are published by a rename. */
