@@ -31,7 +31,7 @@ import { join } from 'node:path'
 import { BrokerError } from './broker-error.ts'
 import { Job } from './job.ts'
 import { lockFolder } from './lock.ts'
-import { FORMAT, Frame, readFrames, type StoredChange, sizeOfPut } from './record.ts'
+import { FORMAT, Frame, type Kept, readFrames, type StoredChange, sizeOfPut } from './record.ts'
 import type { Change, Tubes } from './tubes.ts'
 
 export interface JournalOptions {
@@ -134,12 +134,11 @@ export class Journal {
   }
 
   #read(tubes: Tubes, now: number): Recovery {
-    const jobs = new Map<number, Job>()
     let tornBytes = 0
     for (const segment of this.#segments) {
       const path = this.#pathOf(segment)
       const bytes = readFileSync(path)
-      const whole = readFrames(bytes, (change) => this.#replay(change, jobs, tubes, segment))
+      const whole = readFrames(bytes, (change) => this.#replay(change, tubes, segment))
       if (whole === bytes.length) continue
       tornBytes += bytes.length - whole
       writeFileSync(`${path}.torn`, bytes.subarray(whole))
@@ -152,10 +151,10 @@ export class Journal {
     }
     buried.sort((a, b) => a.deadlineAt - b.deadlineAt || a.id - b.id)
     for (const job of buried) tubes.restore(job, now)
-    return { jobs: jobs.size, tornBytes }
+    return { jobs: tubes.jobCount, tornBytes }
   }
 
-  #replay(change: StoredChange, jobs: Map<number, Job>, tubes: Tubes, segment: number): void {
+  #replay(change: StoredChange, tubes: Tubes, segment: number): void {
     if (change.kind === 'head') {
       if (change.format > FORMAT) {
         throw new BrokerError('journal', `the journal in ${this.#folder} was written by a newer version`)
@@ -164,28 +163,41 @@ export class Journal {
       return
     }
     if (change.kind === 'put') {
-      const { id } = change.job
-      const known = jobs.get(id)
-      if (known !== undefined) this.#unlink(known)
-      const tube = known?.tube ?? tubes.tubeOf(change.job.tube)
-      const { createdAt, priority, delaySeconds, ttrSeconds, tube: _, ...kept } = change.job
-      const job = new Job(id, tube, priority, delaySeconds, ttrSeconds, createdAt)
-      Object.assign(job, kept)
-      job.segment = segment
-      this.#link(job)
-      jobs.set(id, job)
-      tubes.reserveIds(id + 1)
+      this.#replayPut(change.job, tubes, segment)
       return
     }
-    const job = jobs.get(change.id)
+    const job = tubes.findJob(change.id)
     if (job === undefined) return
     if (change.kind === 'delete') {
-      jobs.delete(job.id)
       this.#unlink(job)
       tubes.forget(job)
     } else {
       apply(change, job)
     }
+  }
+
+  /** A job that is known already was written anew by compaction. */
+  #replayPut(kept: Kept, tubes: Tubes, segment: number): void {
+    let job = tubes.findJob(kept.id)
+    if (job === undefined) {
+      const tube = tubes.tubeOf(kept.tube)
+      job = new Job(kept.id, tube, kept.priority, kept.delaySeconds, kept.ttrSeconds, kept.createdAt, kept.deadlineAt)
+      job.body = kept.body
+      tubes.admit(job)
+    } else {
+      this.#unlink(job)
+      job.priority = kept.priority
+      job.delaySeconds = kept.delaySeconds
+      job.deadlineAt = kept.deadlineAt
+    }
+    job.state = kept.state
+    job.reserves = kept.reserves
+    job.timeouts = kept.timeouts
+    job.releases = kept.releases
+    job.buries = kept.buries
+    job.kicks = kept.kicks
+    job.segment = segment
+    this.#link(job)
   }
 
   /** Keeps a change for the next `write`. */

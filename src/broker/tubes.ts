@@ -200,25 +200,30 @@ export class Tubes {
     client.coming = undefined
   }
 
-  /** Takes in a job that was kept over a restart; buried ones in the order of their burials. */
-  restore(job: Job, now: number): void {
+  /** Takes in a job that was kept over a restart, whose changes are still being read; `restore` gives it its place. */
+  admit(job: Job): void {
     this.#jobs.set(job.id, job)
-    if (job.id >= this.#nextId) this.#nextId = job.id + 1
-    if (job.state === 'buried') this.#lay(job)
-    else if (job.state === 'delayed' && job.deadlineAt > now) this.#defer(job)
-    else this.#offer(job)
+    this.reserveIds(job.id + 1)
   }
 
-  /** For `restore`: the tube that the job counts in from now on. */
+  /** For a job that is admitted: the tube that it counts in from now on. */
   tubeOf(name: string): Tube {
     const tube = this.#findOrMake(name)
     tube.references++
     return tube
   }
 
-  /** The opposite of `tubeOf`, for a job that was not restored after all. */
+  /** An admitted job turns out to have been deleted. */
   forget(job: Job): void {
+    this.#jobs.delete(job.id)
     this.#release(job.tube)
+  }
+
+  /** To be called for each admitted job; for buried ones in the order of their burials. */
+  restore(job: Job, now: number): void {
+    if (job.state === 'buried') this.#lay(job)
+    else if (job.state === 'delayed' && job.deadlineAt > now) this.#defer(job)
+    else this.#offer(job)
   }
 
   /** No number below this is given again. */

@@ -250,7 +250,7 @@ describe.runIf(hasBeanstalkd)('the embedded broker beside beanstalkd', () => {
   let base = 1
   const folder = mkdtempSync(join(tmpdir(), 'broker-model-'))
 
-  beforeAll(async () => {
+  async function setUp(): Promise<void> {
     beanstalkd = await startBeanstalkd()
     broker = await startBroker({ host: '127.0.0.1', port: 0, journalDir: folder, maxJobBytes: 65535, fsync: 'never' })
     const ports = [beanstalkd.port, broker.port]
@@ -265,13 +265,18 @@ describe.runIf(hasBeanstalkd)('the embedded broker beside beanstalkd', () => {
     }
     controls = await Promise.all(ports.map((port) => Wire.open(port)))
     pair = new Pair(ports, controls)
-  })
-  afterAll(async () => {
+    base = 1
+  }
+
+  async function tearDown(): Promise<void> {
     for (const wire of controls) await wire.close()
     await broker.close()
     await beanstalkd.stop()
     rmSync(folder, { recursive: true })
-  })
+  }
+
+  beforeAll(setUp)
+  afterAll(tearDown)
 
   async function play(steps: readonly Step[]): Promise<void> {
     for (const step of steps) {
@@ -297,10 +302,18 @@ describe.runIf(hasBeanstalkd)('the embedded broker beside beanstalkd', () => {
           failure = error
         }
         const isSlow = performance.now() - startedAt > TOO_SLOW_MS
-        base = await pair.clear(base)
-        if (failure !== undefined && !isSlow) throw failure
+        if (failure === undefined) {
+          base = await pair.clear(base)
+          return
+        }
+        if (!isSlow) throw failure
+        unclear++
+        await tearDown()
+        await setUp()
       })
-      await fc.assert(property, { numRuns: RUNS, endOnFailure: process.env.BROKER_SHRINK === undefined })
+      let unclear = 0
+      await fc.assert(property, { numRuns: RUNS, endOnFailure: true })
+      expect(unclear, 'sequences that differ, but took so long that a TTR may have ended').toBeLessThan(2 + RUNS / 100)
     },
     RUNS * 100 + 60_000,
   )
