@@ -35,7 +35,7 @@ export interface Broker {
   stats(): BrokerStats
   /** Takes no more jobs: puts are answered with DRAINING. There is no way back but a restart. */
   drain(): void
-  /** Ends all connections; what they had reserved is ready at the next start. */
+  /** Ends all connections, once, however often it is called; what they had reserved is ready at the next start. */
   close(): Promise<void>
 }
 
@@ -90,6 +90,12 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
     const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, { now, syncsEach: fsync === 'each' })
     const port = await server.listen(options.host, options.port)
     const clock = journal !== undefined && fsync === 'interval' ? startSyncing(journal) : undefined
+    let closing: Promise<void> | undefined
+    const close = async () => {
+      clearInterval(clock)
+      await server.close()
+      await journal?.close()
+    }
     return {
       host: options.host,
       port,
@@ -101,10 +107,9 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       drain: () => {
         server.isDraining = true
       },
-      async close() {
-        clearInterval(clock)
-        await server.close()
-        await journal?.close()
+      close: () => {
+        closing ??= close()
+        return closing
       },
     }
   } catch (error) {

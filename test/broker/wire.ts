@@ -39,6 +39,15 @@ export class Wire {
     this.#socket.end()
   }
 
+  /** Takes nothing of what comes, until `resume`. */
+  pause(): void {
+    this.#socket.pause()
+  }
+
+  resume(): void {
+    this.#socket.resume()
+  }
+
   async close(): Promise<void> {
     if (this.#isClosed) return
     const closed = once(this.#socket, 'close')
