@@ -57,8 +57,13 @@ const SPARE_SEGMENTS = 3
 const MIGRATE_BYTES = 4096
 const BALLAST_RETRY_MS = 1000
 
+/** @throws BrokerError `locked` when another broker has the folder, `journal` when it cannot be used */
 export async function openJournal(folder: string, options: JournalOptions): Promise<Journal> {
-  mkdirSync(folder, { recursive: true })
+  try {
+    mkdirSync(folder, { recursive: true })
+  } catch (cause) {
+    throw new BrokerError('journal', `the journal folder ${folder} cannot be made (${(cause as Error).message})`, cause)
+  }
   return new Journal(folder, options, await lockFolder(folder))
 }
 

@@ -15,7 +15,7 @@ const ATTEMPTS = 5
 /** @returns what gives the folder free. @throws BrokerError `locked` when another broker has it */
 export async function lockFolder(folder: string): Promise<() => Promise<void>> {
   // The path of a socket may have about 100 bytes; through the descriptor of its folder it is short.
-  const descriptor = openSync(folder, 'r')
+  const descriptor = openFolder(folder)
   const place = process.platform === 'linux' ? `/proc/self/fd/${descriptor}` : folder
   const path = join(place, NAME)
   try {
@@ -35,6 +35,14 @@ export async function lockFolder(folder: string): Promise<() => Promise<void>> {
   }
   closeSync(descriptor)
   throw new BrokerError('locked', `another broker keeps its journal in ${folder}: stop it, or choose another folder`)
+}
+
+function openFolder(folder: string): number {
+  try {
+    return openSync(folder, 'r')
+  } catch (cause) {
+    throw new BrokerError('journal', `the journal folder ${folder} cannot be read (${(cause as Error).message})`, cause)
+  }
 }
 
 async function unlock(server: Server, descriptor: number): Promise<void> {

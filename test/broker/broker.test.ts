@@ -1,13 +1,19 @@
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
-import { type Broker, type BrokerOptions, startBroker } from '../../src/broker/broker.ts'
+import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { openQueue } from '../../src/queue/queue.ts'
 import { Wire } from './wire.ts'
 
 async function start(more: Partial<BrokerOptions> = {}): Promise<Broker> {
-  const broker = await startBroker({ host: '127.0.0.1', port: 0, maxJobBytes: 65535, fsync: 'interval', ...more })
+  const broker = await startBroker({
+    host: '127.0.0.1',
+    port: 0,
+    maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+    fsync: 'interval',
+    ...more,
+  })
   onTestFinished(() => broker.close())
   return broker
 }
@@ -70,6 +76,14 @@ it('says what is wrong when it cannot listen, and leaves the folder to others', 
   })
   await (await start({ journalDir: folder })).close()
   expect(readdirSync(folder)).not.toContain('lock')
+})
+
+it('says what is wrong with a folder that cannot be used', async () => {
+  const path = mkdtempSync(join(tmpdir(), 'broker-'))
+  onTestFinished(() => rmSync(path, { recursive: true }))
+  writeFileSync(join(path, 'file'), '')
+  await expect(start({ journalDir: join(path, 'file') })).rejects.toMatchObject({ code: 'journal' })
+  await expect(start({ journalDir: join(path, 'file', 'below') })).rejects.toMatchObject({ code: 'journal' })
 })
 
 it('answers what is done, ends all connections and closes at once', async () => {

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { startBroker } from '../../src/broker/broker.ts'
+import { DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { startBroker as startBeanstalkd } from '../support/broker.ts'
 import { CASES, type Step } from './conformance.ts'
 import { Wire, withoutClock } from './wire.ts'
@@ -21,7 +21,13 @@ const SUBJECTS: [name: string, isThere: boolean, start: () => Promise<Running>][
 
 async function startOurs(fsync: 'each' | 'interval' = 'interval'): Promise<Running> {
   const folder = mkdtempSync(join(tmpdir(), 'broker-'))
-  const broker = await startBroker({ host: '127.0.0.1', port: 0, journalDir: folder, maxJobBytes: 65535, fsync })
+  const broker = await startBroker({
+    host: '127.0.0.1',
+    port: 0,
+    journalDir: folder,
+    maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+    fsync,
+  })
   const stop = async () => {
     await broker.close()
     rmSync(folder, { recursive: true })

@@ -14,7 +14,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { describe, expect, it, onTestFinished } from 'vitest'
-import { type Broker, startBroker } from '../../src/broker/broker.ts'
+import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { leaveOut } from '../support/installation.ts'
 import { Wire } from './wire.ts'
 
@@ -33,7 +33,7 @@ async function start(journalDir: string, more: { segmentBytes?: number; fsync?: 
     host: '127.0.0.1',
     port: 0,
     journalDir,
-    maxJobBytes: 65535,
+    maxJobBytes: DEFAULT_MAX_JOB_BYTES,
     fsync: 'interval',
     ...more,
   })

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Broker, startBroker } from '../../src/broker/broker.ts'
+import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { startBroker as startBeanstalkd, type TestBroker } from '../support/broker.ts'
 import { Wire, withoutClock } from './wire.ts'
 
@@ -252,7 +252,13 @@ describe.runIf(hasBeanstalkd)('the embedded broker beside beanstalkd', () => {
 
   async function setUp(): Promise<void> {
     beanstalkd = await startBeanstalkd()
-    broker = await startBroker({ host: '127.0.0.1', port: 0, journalDir: folder, maxJobBytes: 65535, fsync: 'never' })
+    broker = await startBroker({
+      host: '127.0.0.1',
+      port: 0,
+      journalDir: folder,
+      maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+      fsync: 'never',
+    })
     const ports = [beanstalkd.port, broker.port]
     // The start of beanstalkd was waited for by connections of its own: the counts begin after them.
     const stats = await beanstalkd.ask('stats\r\n', /\n\r\n$/)
