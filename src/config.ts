@@ -357,7 +357,8 @@ function pick(
 /** Where a worker on this machine with its default port serves. */
 export const LOCAL_BASEURL = `http://localhost:${DEFAULTS.HTTP_PORT}`
 
-function localBaseUrl(port: Config['HTTP_PORT']): string {
+/** What `auto` stands for. */
+export function localBaseUrl(port: Config['HTTP_PORT']): string {
   return typeof port === 'number' && port > 0 ? `http://localhost:${port}` : LOCAL_BASEURL
 }
 

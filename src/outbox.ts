@@ -2,8 +2,9 @@
  * Carries what was published locally to S3: oldest first, with backoff, across restarts. What is to be carried stands in
  * the tracker's outbox, which all workers of a host share; each entry is taken by one of them at a time.
  *
- * While the bucket cannot be reached at all (`down`), one entry at a time is tried, the oldest, so that the order holds.
- * An entry that fails by itself waits by itself; others go on.
+ * While the bucket cannot be reached at all (`down`), one entry at a time is tried, in rounds of two with growing pauses:
+ * the oldest, so that the order holds; then another, since the oldest may be what the bucket cannot take. When one of
+ * them gets through, all go on. An entry that fails by itself waits by itself.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -47,6 +48,8 @@ const AT_ONCE = 4
 const LEASE_SECONDS = 600
 const RETRY_SECONDS = 1
 const RETRY_MAX_SECONDS = 60
+/** After another one than the oldest has failed while S3 is away: the oldest is due by then, and comes first. */
+const ROUND_MARGIN_MS = 500
 /** How often entries of other workers are looked for, and the state is told. */
 const LOOK_MS = 2_000
 const POLL_MS = 100
@@ -66,6 +69,10 @@ class Carrier implements OutboxCarrier {
   #wakeUp = new AbortController()
   /** performance.now() since when S3 does not answer */
   #downSince: number | undefined
+  /** performance.now() when the oldest is due again that failed while S3 was away */
+  #oldestDue = 0
+  /** performance.now() until when S3 is left alone */
+  #pausedUntil = 0
   #error: string | undefined
   #state: OutboxState = { length: 0, oldest: null }
   #told = 0
@@ -144,6 +151,10 @@ class Carrier implements OutboxCarrier {
       await Promise.race([...this.#carrying, this.#rest(LOOK_MS)])
       return 0
     }
+    if (this.#pausedUntil > performance.now()) {
+      await this.#look()
+      return Math.min(LOOK_MS, Math.max(1, this.#pausedUntil - performance.now()))
+    }
     const entry = await this.#tracker.outbox.take(this.#options.owner, LEASE_SECONDS)
     if (entry !== undefined) {
       const carried = this.#carry(entry).finally(() => this.#carrying.delete(carried))
@@ -178,6 +189,7 @@ class Carrier implements OutboxCarrier {
       const isHalted = this.#halt.signal.aborted
       if (!isHalted) this.#tellFailure(entry, copied)
       const retryInSeconds = isHalted ? 0 : backoff(entry.tries)
+      if (copied.passing) await this.#endTry(entry, retryInSeconds)
       await this.#tracker.outbox.settle(entry, owner, { retryInSeconds, error: copied.error })
       await this.#look()
     } catch (error) {
@@ -186,12 +198,21 @@ class Carrier implements OutboxCarrier {
     }
   }
 
+  /** After the oldest another one is tried at once; after that one follows a pause. */
+  async #endTry(entry: OutboxEntry, retryInSeconds: number): Promise<void> {
+    const now = performance.now()
+    const { oldest } = await this.#tracker.outbox.state()
+    if (entry.since === oldest) this.#oldestDue = now + retryInSeconds * 1000
+    else this.#pausedUntil = Math.max(this.#oldestDue, now) + ROUND_MARGIN_MS
+  }
+
   #showUp(): void {
     if (this.#downSince !== undefined) {
       const seconds = Math.round((performance.now() - this.#downSince) / 100) / 10
       this.#options.bus.emit({ event: 'outbox_resumed', seconds })
     }
     this.#downSince = undefined
+    this.#pausedUntil = 0
     this.#error = undefined
   }
 

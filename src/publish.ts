@@ -44,6 +44,8 @@ export interface JobHistory {
   readonly isComplete: boolean
 }
 
+/** What S3 knows of a job is asked for so long; an S3 that hangs must not hold the job up. */
+const S3_HISTORY_MS = 3_000
 /** A long history keeps its newest attempts only; each record has its number. */
 const MAX_RECORDS = 50
 
@@ -57,7 +59,7 @@ export async function readHistory(stores: Stores, uuid: string, askS3: boolean):
   const here = parseStatus((await stores.local.read(uuid, 'status.json')) ?? '')
   if (isComplete || !askS3 || stores.s3 === undefined) return { status: here, isComplete }
   // An S3 outage must not hold the job up: its history is then counted from this host alone.
-  const there = parseStatus((await stores.s3.read(uuid, 'status.json').catch(() => undefined)) ?? '')
+  const there = parseStatus((await readSoon(stores.s3, uuid, 'status.json')) ?? '')
   if (there === undefined || (here !== undefined && here.timestamp >= there.timestamp))
     return { status: here, isComplete }
   return { status: there, isComplete: there.state === 'complete' && (await isOnS3(stores.s3, uuid)) }
@@ -65,7 +67,12 @@ export async function readHistory(stores: Stores, uuid: string, askS3: boolean):
 
 /** Another host committed it there, and could not settle it: it died, or lost its broker. */
 async function isOnS3(s3: Store, uuid: string): Promise<boolean> {
-  return (await s3.read(uuid, 'result.json').catch(() => undefined)) !== undefined
+  return (await readSoon(s3, uuid, 'result.json')) !== undefined
+}
+
+/** Undefined also when S3 does not answer. */
+function readSoon(s3: Store, uuid: string, document: 'status.json' | 'result.json'): Promise<string | undefined> {
+  return s3.read(uuid, document, AbortSignal.timeout(S3_HISTORY_MS)).catch(() => undefined)
 }
 
 /** Attempts that count: a job that failed for good and was kicked by hand begins anew. */

@@ -17,11 +17,13 @@ import { isTubeName } from '../queue/queue.ts'
 import { type Bus, makeBus } from '../report/events.ts'
 import { makeLog } from '../report/log.ts'
 import type { Catalogue } from '../run/algorithm.ts'
+import { openGroups } from '../run/cgroup.ts'
+import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
 import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
 import { openWorkshop } from '../run/workshop.ts'
-import { openLocalStore, openS3Store } from '../store/store.ts'
+import { openLocalStore, openS3Store, type Publisher, StoreError } from '../store/store.ts'
 import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
@@ -32,6 +34,7 @@ import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
+const STOP_SIGNALS = ['SIGTERM', 'SIGINT'] as const
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
 
 /** Below RESULT_BASEDIR. */
@@ -75,17 +78,57 @@ function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value]
 }
 
+/** TERM and INT before the worker is there to heed them. */
+interface EarlySignals {
+  /** the first that came after `hold` */
+  readonly signal: NodeJS.Signals | undefined
+  /** From now on there are parts to be closed: the first signal is remembered, the second ends the program. */
+  hold(exitCode: number): void
+  /** The worker heeds them itself. */
+  release(): void
+}
+
+/** Before anything was started a signal ends the program as it would have ended: with 0. */
+function heedEarlySignals(): EarlySignals {
+  let exitCode: number | undefined
+  let signal: NodeJS.Signals | undefined
+  const onSignal = (name: NodeJS.Signals) => {
+    if (exitCode === undefined || signal !== undefined) process.exit(exitCode ?? EXIT.ok)
+    signal = name
+  }
+  for (const name of STOP_SIGNALS) process.on(name, onSignal)
+  return {
+    get signal() {
+      return signal
+    },
+    hold: (code) => {
+      exitCode = code
+    },
+    release: () => {
+      for (const name of STOP_SIGNALS) process.off(name, onSignal)
+    },
+  }
+}
+
 async function main(): Promise<void> {
+  const early = heedEarlySignals()
   ignoreBrokenPipe()
   // A reload that comes while we start finds all fresh; by default it would end us.
   process.on('SIGHUP', () => undefined)
   const flags = parseFlags()
   const config = await readConfigOrEnd(flags)
-  const catalogue = await readAlgorithms(config)
-  const stores = await openStores(config)
+  // Before anything lasting is started, and before the limits of algorithms are divided.
+  const cgroup = await divideOwnGroup()
+  const catalogue = await readAlgorithms(config, controllersOf(cgroup))
+  const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
+  const stores = await openStores(config, publisher)
   const problems = await findProblems(config, stores, catalogue)
   const tracker = await openTrackerOrTell(config, problems)
-  if (problems.length > 0 || tracker === undefined) return endWithProblems(problems)
+  const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
+  if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) {
+    if ('path' in cgroup) cgroup.giveBack()
+    return endWithProblems(problems)
+  }
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
   bus.subscribe(makeLog(logOptions(config, flags)))
@@ -95,7 +138,20 @@ async function main(): Promise<void> {
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
-  await serve(config, flags, { catalogue, stores, tracker, bus })
+  for (const { message } of problems) bus.emit({ event: 'worker_problem', problem: message })
+  const setStaging = (folder: string) => {
+    publisher.staging = folder
+  }
+  await serve(config, flags, { catalogue, stores, tracker, bus, cgroup, setStaging, early })
+}
+
+function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
+  return 'path' in cgroup ? cgroup.controllers : []
+}
+
+/** What the log says of it. */
+function describeCgroup(cgroup: Parts['cgroup']): { controllers: readonly string[] | null; why: string | null } {
+  return 'path' in cgroup ? { controllers: cgroup.controllers, why: null } : { controllers: null, why: cgroup.why }
 }
 
 interface Parts {
@@ -103,10 +159,15 @@ interface Parts {
   readonly stores: Stores
   readonly tracker: Tracker
   readonly bus: Bus
+  readonly cgroup: Delegation | { readonly why: string }
+  /** Where the local store may prepare what it publishes. */
+  readonly setStaging: (folder: string) => void
+  readonly early: EarlySignals
 }
 
 async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
-  const { bus, stores, tracker, catalogue } = parts
+  const { bus, stores, tracker, catalogue, cgroup, early } = parts
+  early.hold(flags.once ? EXIT.failed : EXIT.ok)
   const name = `${hostname()}.${process.pid}`
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
@@ -115,36 +176,54 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
-  const workshop = await openWorkshop(workBase, name)
+  const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
+  const workshop = await openWorkshop(workBase, name, undefined, groups?.base).catch((error: Error) =>
+    endWithError(NAME, EXIT.cantCreate, `no folder for runs can be made in ${workBase}: ${error.message}`),
+  )
+  parts.setStaging(workshop.path)
   const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
+  if ('path' in cgroup) await cgroup.sweep()
   const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
-  worker = startWorker({
-    ...settings,
-    name,
-    workerId: workshop.id,
-    workshop: workshop.path,
-    once: flags.once ?? false,
-    ...{ stores, tracker, recovery, outbox, bus },
-    environment: algorithmEnvironment(),
-    directoryOf: (uuid) => directoryOf(config, uuid),
-    probe: () => checkMachine(stores, tracker),
-    onAlive: () => notifier.feed(),
-  })
-  handleSignals(config, flags, worker, bus, notifier)
-  tellReady(config, worker, parts, server)
-  notifier.ready()
-  await worker.done
+  // A signal that came meanwhile: nothing is taken, all is closed.
+  if (early.signal === undefined) {
+    worker = startWorker({
+      ...settings,
+      name,
+      workerId: workshop.id,
+      workshop: workshop.path,
+      once: flags.once ?? false,
+      ...{ stores, tracker, recovery, outbox, bus, groups },
+      // Anybody may read it: the reason may name what is none of theirs.
+      cgroup: { controllers: describeCgroup(cgroup).controllers },
+      environment: algorithmEnvironment(),
+      directoryOf: (uuid) => directoryOf(config, uuid),
+      probe: () => checkMachine(stores, tracker),
+      onAlive: () => notifier.feed(),
+    })
+    handleSignals(config, flags, worker, parts, notifier)
+    early.release()
+    tellReady(config, worker, parts, server)
+    notifier.ready()
+    await worker.done
+  }
   await server?.close()
   await outbox?.stop(OUTBOX_GRACE_MS)
   await workshop.close()
   await guard.stop()
   await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
-  await endProgram(NAME, flags.once && worker.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
+  if ('path' in cgroup) cgroup.giveBack()
+  await endProgram(NAME, flags.once && worker?.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
 }
 
-function tellReady(config: Config, worker: Worker, { catalogue, bus }: Parts, server: ResultServer | undefined): void {
+function tellReady(
+  config: Config,
+  worker: Worker,
+  { catalogue, bus, cgroup }: Parts,
+  server: ResultServer | undefined,
+): void {
+  bus.emit({ event: 'worker_cgroup', ...describeCgroup(cgroup) })
   const host = server?.host.includes(':') ? `[${server.host}]` : server?.host
   bus.emit({
     event: 'worker_ready',
@@ -188,7 +267,9 @@ function startHttp(
   }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
 }
 
-function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: Bus, notifier: Notifier): void {
+function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, parts: Parts, notifier: Notifier): void {
+  const { bus } = parts
+  const controllers = controllersOf(parts.cgroup)
   let current = config
   let reloading = Promise.resolve()
   let stops = 0
@@ -197,8 +278,7 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     if (++stops === 1) worker.drain(signal)
     else worker.interrupt(signal)
   }
-  process.on('SIGTERM', stop)
-  process.on('SIGINT', stop)
+  for (const signal of STOP_SIGNALS) process.on(signal, stop)
   process.on('SIGTSTP', (signal) => worker.quiet(signal))
   process.on('SIGCONT', (signal) => worker.resume(signal))
   process.on('SIGTTIN', () => {
@@ -208,7 +288,11 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, bus: 
     // One after the other: two that overlap could leave the older one in force.
     reloading = reloading.then(async () => {
       notifier.reloading()
-      current = await reload(current, flags, worker, bus)
+      current = await reload(current, flags, { worker, bus, controllers }).catch((error: unknown) => {
+        // Where descriptors are short, reading may fail in ways of its own. The next reload finds better times.
+        bus.emit({ event: 'config_refused', problems: [error instanceof Error ? error.message : String(error)] })
+        return current
+      })
       notifier.ready()
     })
   })
@@ -250,8 +334,7 @@ function readConfigOrEnd(flags: WorkerFlags): Promise<Config> {
   })
 }
 
-async function openStores(config: Config): Promise<Stores> {
-  const publisher = { identity: ownPresence(), stateOf: isPresent }
+async function openStores(config: Config, publisher: Publisher): Promise<Stores> {
   const local = await openLocalStore(config.RESULT_BASEDIR, publisher)
   if (config.S3_BUCKET === null) return { local, s3: undefined }
   const s3 = await openS3Store({
@@ -281,6 +364,8 @@ function endWithProblems(problems: readonly Problem[]): never {
 }
 
 main().catch((error: unknown) => {
+  // Found when nothing is begun yet: the message has the remedy.
+  if (error instanceof TrackerError || error instanceof StoreError) endWithError(NAME, EXIT.cantCreate, error.message)
   complain(NAME, error instanceof Error ? (error.stack ?? error.message) : String(error))
   process.exit(EXIT.software)
 })

@@ -9,6 +9,7 @@ import {
   type ConfigKey,
   LOCAL_BASEURL,
   loadConfig,
+  localBaseUrl,
   SHAREABLE,
   WORKER_KEYS,
 } from '../config.ts'
@@ -47,8 +48,10 @@ export function readConfig(flags: WorkerFlags): Promise<Config> {
   return loadConfig({ file: flags.config, flags: fromFlags, keys: WORKER_KEYS })
 }
 
-export function readAlgorithms(config: Config): Promise<Catalogue> {
-  return findAlgorithms({ dirs: config.ALGORITHM_DIRS, path: algorithmEnvironment().PATH, shareable: SHAREABLE })
+/** @param controllers of cgroup v2, which hold for each run */
+export function readAlgorithms(config: Config, controllers: readonly string[]): Promise<Catalogue> {
+  const { PATH: path } = algorithmEnvironment()
+  return findAlgorithms({ dirs: config.ALGORITHM_DIRS, path, shareable: SHAREABLE, controllers })
 }
 
 export function makeSettings(config: Config, flags: WorkerFlags, catalogue: Catalogue): WorkerSettings {
@@ -86,7 +89,11 @@ function settingsFor(config: Config, algorithm: Algorithm): Record<string, unkno
  * Reads rc file and algorithms again. What is broken is refused as a whole, and all stays as it was.
  * @returns the configuration that holds now
  */
-export async function reload(now: Config, flags: WorkerFlags, worker: Worker, bus: Bus): Promise<Config> {
+export async function reload(
+  now: Config,
+  flags: WorkerFlags,
+  { worker, bus, controllers }: { worker: Worker; bus: Bus; controllers: readonly string[] },
+): Promise<Config> {
   let read: Config
   try {
     read = await readConfig(flags)
@@ -95,10 +102,13 @@ export async function reload(now: Config, flags: WorkerFlags, worker: Worker, bu
     bus.emit({ event: 'config_refused', problems: error.problems })
     return now
   }
-  const isChanged = (key: ConfigKey) => JSON.stringify(read[key]) !== JSON.stringify(now[key])
+  const differs = (one: Config) => (key: ConfigKey) => JSON.stringify(one[key]) !== JSON.stringify(now[key])
   const kept = Object.fromEntries(FIXED.map((key) => [key, now[key]]))
-  const next = Object.freeze({ ...read, ...kept }) as Config
-  const catalogue = await readAlgorithms(next)
+  // An address that follows from the port is that of the port in use.
+  const isDerived = read.RESULT_BASEURL === localBaseUrl(read.HTTP_PORT)
+  const address = isDerived ? { RESULT_BASEURL: localBaseUrl(now.HTTP_PORT) } : {}
+  const next = Object.freeze({ ...read, ...kept, ...address }) as Config
+  const catalogue = await readAlgorithms(next, controllers)
   // As at the start: without a folder, or without any algorithm, every job would be buried as of unknown type.
   const obstacles = checkAlgorithms(next, catalogue)
   if (obstacles.length > 0) {
@@ -109,8 +119,8 @@ export async function reload(now: Config, flags: WorkerFlags, worker: Worker, bu
   worker.reload(makeSettings(next, flags, catalogue))
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
-  const changed = WORKER_KEYS.filter((key) => !FIXED.includes(key) && isChanged(key))
-  bus.emit({ event: 'config_read', changed, needRestart: FIXED.filter(isChanged) })
+  const changed = WORKER_KEYS.filter(differs(next))
+  bus.emit({ event: 'config_read', changed, needRestart: FIXED.filter(differs(read)) })
   bus.emit({ event: 'algorithms_read', algorithms: [...catalogue.algorithms.keys()].sort() })
   return next
 }

@@ -16,13 +16,15 @@ import { EXIT } from './exit.ts'
 export interface Problem {
   readonly exitCode: number
   readonly message: string
+  /** of S3: where copies wait for it, it worked before, and its outage hinders no job */
+  readonly isOutage?: true
 }
 
 /** Runs all checks side by side. */
 export async function findProblems(config: Config, stores: Stores, catalogue: Catalogue): Promise<Problem[]> {
   const found = await Promise.all([
     stores.local.check().then((lines) => asProblems(lines, EXIT.cantCreate)),
-    stores.s3 === undefined ? [] : stores.s3.check().then((lines) => asProblems(lines, EXIT.unavailable)),
+    stores.s3 === undefined ? [] : stores.s3.check().then(asOutages),
     checkBroker(config),
     checkHttpPort(config),
     checkProcessTools(),
@@ -62,6 +64,10 @@ function checkDescriptors(): string[] {
 
 function asProblems(lines: readonly string[], exitCode: number): Problem[] {
   return lines.map((message) => ({ exitCode, message }))
+}
+
+function asOutages(lines: readonly string[]): Problem[] {
+  return lines.map((message) => ({ exitCode: EXIT.unavailable, message, isOutage: true }))
 }
 
 async function checkBroker(config: Config): Promise<Problem[]> {

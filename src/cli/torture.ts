@@ -172,7 +172,10 @@ async function tellEnd(end: TortureEnd, flags: Flags): Promise<number> {
     case 'not_started':
       return refuse(EXIT.unavailable, end.reason)
     case 'interrupted':
-      return refuse(EXIT.interrupted, 'interrupted: there is no verdict; nothing was left behind')
+      return refuse(
+        EXIT.interrupted,
+        `interrupted: there is no verdict${end.kept === undefined ? '; nothing was left behind' : `; kept: ${end.kept}`}`,
+      )
     default:
       return end satisfies never
   }

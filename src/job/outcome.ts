@@ -17,10 +17,13 @@ export interface Usage {
   readonly wall_seconds: number
   /** of all processes, user and system */
   readonly cpu_seconds: number | null
-  /** the highest sum of what was resident of all processes; pages that processes share count for each */
+  /** `cgroup`: the most that the run's control group held, with its files in memory; else the highest sum of what was resident of all processes; pages that processes share count for each */
   readonly peak_memory_bytes: number | null
-  /** `sampled` from /proc: what lies between the last sample and the end, up to a second, is not in it */
-  readonly method: 'sampled'
+  /**
+   * `cgroup`: counted by the kernel. `cgroup_cpu`: only the processor time is, the rest is sampled. `sampled` from /proc:
+   * what lies between the last sample and the end, up to a second, is not in it
+   */
+  readonly method: 'cgroup' | 'cgroup_cpu' | 'sampled'
 }
 
 export type Outcome =
@@ -38,7 +41,7 @@ export type Outcome =
   | { readonly kind: 'timed_out'; readonly limitSeconds: number }
   /** ended by us because it wrote more than it may */
   | { readonly kind: 'output_exceeded'; readonly detail: string }
-  /** ended by the kernel at one of the manifest's limits */
+  /** ended by the kernel at one of the manifest's limits, or failed after it was refused a process */
   | { readonly kind: 'limit_exceeded'; readonly detail: string }
   /** exit 0, but stdout is not what the manifest's `output` demands */
   | { readonly kind: 'output_invalid'; readonly detail: string }

@@ -81,6 +81,10 @@ class BeanstalkQueue implements Queue {
     this.maxBodyBytes = maxBodyBytes
   }
 
+  get closed(): Promise<void> {
+    return this.#connection.closed
+  }
+
   // Runs up to the write without a pause, so that puts go out in the order of the calls.
   async put(body: Uint8Array, options: PutOptions): Promise<Ticket> {
     const { tube, priority, delaySeconds, ttrSeconds } = options
@@ -239,6 +243,7 @@ function makeReservation(
 class Connection {
   readonly address: string
   readonly replyMs: number
+  readonly closed: Promise<void>
   readonly #client: FiveBeansClient
   /** oldest first */
   readonly #pending = new Set<Command>()
@@ -246,12 +251,16 @@ class Connection {
   #oldestSince = 0
   #clock: NodeJS.Timeout | undefined
   #overdue: Command | undefined
+  #tellClosed: () => void = () => undefined
   #failure: { code: QueueErrorCode; message: string; cause: unknown } | undefined
 
   constructor(host: string, port: number, replyMs: number) {
     this.address = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
     this.replyMs = replyMs
     this.#client = new FiveBeansClient(host, port)
+    this.closed = new Promise((resolve) => {
+      this.#tellClosed = resolve
+    })
   }
 
   connect(limitMs: number): Promise<void> {
@@ -335,6 +344,7 @@ class Connection {
   fail(code: QueueErrorCode, message: string, cause?: unknown): void {
     if (this.#failure !== undefined) return
     this.#failure = { code, message, cause }
+    this.#tellClosed()
     clearInterval(this.#clock)
     this.#client.stream?.destroy()
     const waiting = [...this.#pending]

@@ -42,6 +42,8 @@ export type TicketState = 'ready' | 'delayed' | 'reserved' | 'buried' | 'gone'
 export interface Queue {
   /** Largest body in bytes that the broker takes. */
   readonly maxBodyBytes: number
+  /** Settles when the connection is gone, whoever ended it; never rejects. */
+  readonly closed: Promise<void>
   /** Puts a body; several puts may be under way at once, they are answered in order. @throws QueueError */
   put(body: Uint8Array, options: PutOptions): Promise<Ticket>
   /** Takes jobs from these tubes and no others. @throws QueueError */

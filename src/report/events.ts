@@ -48,6 +48,8 @@ export type WorkerEvent =
       readonly attempts: number
       readonly survivors: readonly number[]
     }
+  /** whether each run has a control group (cgroup v2): what the kernel keeps and counts for it, or why there are none */
+  | { readonly event: 'worker_cgroup'; readonly controllers: readonly string[] | null; readonly why: string | null }
   | { readonly event: 'worker_problem'; readonly problem: string }
   | { readonly event: 'config_read'; readonly changed: readonly string[]; readonly needRestart: readonly string[] }
   | { readonly event: 'config_refused'; readonly problems: readonly string[] }
@@ -68,6 +70,8 @@ export type WorkerEvent =
   /** the connection broke while its job is in hand; it is being taken back */
   | (Subject & { readonly event: 'reservation_broken'; readonly error: string })
   | (Subject & { readonly event: 'reservation_regained'; readonly seconds: number })
+  /** what its run comes to is discarded */
+  | (Subject & { readonly event: 'reservation_lost'; readonly error: string })
   /** an attempt of the job is open elsewhere */
   | ({ readonly event: 'job_busy'; readonly worker: string } & JobRef)
   | { readonly event: 'outbox_length'; readonly length: number; readonly oldest: string | null }

@@ -66,6 +66,8 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
   switch (event.event) {
     case 'run_started':
       return 'debug'
+    case 'worker_cgroup':
+      return event.controllers === null ? 'debug' : 'info'
     case 'run_ended':
       return event.outcome.kind === 'success' ? 'info' : 'warn'
     case 'job_settled':
@@ -74,6 +76,7 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     case 'broker_lost':
     case 'run_ending':
     case 'reservation_broken':
+    case 'reservation_lost':
     case 'outbox_retry':
     case 'worker_recovered':
     case 'worker_problem':
@@ -111,6 +114,8 @@ function shortLine(event: WorkerEvent): string {
       return `${event.cause}: taking jobs again${event.seconds === null ? '' : ` after ${event.seconds} s`}`
     case 'worker_recovered':
       return `worker ${event.worker} died: ${event.attempts} attempt${event.attempts === 1 ? '' : 's'} of it ended${event.survivors.length > 0 ? `; STILL ALIVE: ${event.survivors.join(' ')}` : ', nothing of it is left'}`
+    case 'worker_cgroup':
+      return cgroupText(event)
     case 'worker_problem':
       return event.problem
     case 'config_read':
@@ -135,6 +140,8 @@ function shortLine(event: WorkerEvent): string {
       return `slot ${event.slot}: ${event.error}; the run goes on while ticket ${event.ticket} is taken back`
     case 'reservation_regained':
       return `slot ${event.slot}: ticket ${event.ticket} was taken back after ${event.seconds} s`
+    case 'reservation_lost':
+      return `slot ${event.slot}: ticket ${event.ticket}: ${event.error}; what its run comes to is discarded`
     case 'job_busy':
       return `${event.uuid} ${event.type}: is in the hands of ${event.worker}; given back`
     case 'outbox_length':
@@ -193,6 +200,11 @@ function jobLine(
 function configText(event: Extract<WorkerEvent, { event: 'config_read' }>): string {
   const changed = event.changed.length === 0 ? 'nothing changed' : `changed: ${event.changed.join(', ')}`
   return `read the rc file again; ${changed}${event.needRestart.length === 0 ? '' : `; only a restart changes: ${event.needRestart.join(', ')}`}`
+}
+
+function cgroupText({ controllers, why }: Extract<WorkerEvent, { event: 'worker_cgroup' }>): string {
+  if (controllers === null) return `runs have no control groups: ${why}`
+  return `each run has a control group (cgroup v2), with ${controllers.join(', ') || 'no'} controllers`
 }
 
 function settlementText(event: Extract<WorkerEvent, { event: 'job_settled' }>): string {

@@ -6,7 +6,7 @@ import { delimiter, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
 import { formatBytes, parseBytes } from '../job/bytes.ts'
 import { describe, excerpt, TYPE_PATTERN, typeProblem } from '../job/package.ts'
-import { findLauncher, type Launcher, type Limits } from './limits.ts'
+import { findRestraint, type Limits, type Restraint } from './limits.ts'
 import { type AlgorithmUser, findUser } from './user.ts'
 import { MAX_YAML_BYTES, readYaml } from './yaml.ts'
 
@@ -29,8 +29,8 @@ export interface Algorithm {
   readonly settings: readonly string[]
   /** kept by the kernel; undefined: none */
   readonly limits?: Limits | undefined
-  /** sets the limits: stands before program and arguments */
-  readonly launcher?: Launcher | undefined
+  /** how they are kept; undefined: there are none */
+  readonly restraint?: Restraint | undefined
   /** whom it runs as; undefined: as the worker */
   readonly user?: AlgorithmUser | undefined
 }
@@ -50,6 +50,8 @@ export interface CatalogueOptions {
   readonly path: string
   /** rc keys that a manifest may name under `settings` */
   readonly shareable: readonly string[]
+  /** of cgroup v2, which hold for each run; none: there are no groups */
+  readonly controllers?: readonly string[]
 }
 
 const MANIFEST = 'algorithm.yaml'
@@ -276,7 +278,7 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
     permanentExits: manifest.permanent_exits,
     env: manifest.env,
     settings: manifest.settings,
-    ...(await findRestraints(file, name, manifest, options.path)),
+    ...(await findRestraints(file, name, manifest, options)),
   }
   await checkProgram(algorithm, options.path)
   return algorithm
@@ -287,14 +289,14 @@ async function findRestraints(
   file: string,
   algorithm: string,
   { limits, user: userName }: v.InferOutput<typeof MANIFEST_SCHEMA>,
-  path: string,
-): Promise<Pick<Algorithm, 'limits' | 'launcher' | 'user'>> {
+  { path, controllers = [] }: CatalogueOptions,
+): Promise<Pick<Algorithm, 'limits' | 'restraint' | 'user'>> {
   const user = userName === undefined ? undefined : await findUser(userName)
   if (user !== undefined && 'problem' in user) throw new AlgorithmError(`${file}: ${user.problem}`, { algorithm })
   if (limits === undefined || Object.values(limits).every((limit) => limit === undefined)) return { user }
-  const launcher = await findLauncher(limits, path, user)
-  if ('problem' in launcher) throw new AlgorithmError(`${file}: ${launcher.problem}`, { algorithm })
-  return { limits, launcher, user }
+  const restraint = await findRestraint(limits, path, user, controllers)
+  if ('problem' in restraint) throw new AlgorithmError(`${file}: ${restraint.problem}`, { algorithm })
+  return { limits, restraint, user }
 }
 
 async function readManifest(file: string): Promise<unknown> {
@@ -384,6 +386,19 @@ export async function explainStartFailure(file: string, code: string): Promise<s
   if (line.endsWith('\r'))
     return `its first line, #!${line.trim()}, ends with a carriage return; save it with Unix line ends`
   return `${interpreter}, which its first line names, ${code === 'ENOENT' ? 'is not there' : 'is not executable'}`
+}
+
+/** The same for a program that something else was to become by exec(2), and that may have ended by itself. */
+export async function findStartFailure(file: string): Promise<string | undefined> {
+  const [, line = ''] = /^#!([^\n]*)/.exec(await readHead(file)) ?? []
+  // A carriage return is part of the name, for the kernel.
+  const [interpreter] = line.replace(/^[ \t]+/, '').split(/[ \t]/, 1)
+  if (!interpreter) return undefined
+  const code = await access(interpreter, constants.X_OK).then(
+    () => undefined,
+    (error: NodeJS.ErrnoException) => error.code,
+  )
+  return code === undefined ? undefined : explainStartFailure(file, code)
 }
 
 async function readHead(path: string): Promise<string> {

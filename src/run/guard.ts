@@ -9,6 +9,7 @@
  *     worker lives: sh waits in read(2)  - `done` -> exits
  *                                        - end of pipe -> node guard.js: KILL, looks, ended.json
  *     guard dies: the worker starts another, after a pause that grows while they die soon
+ *     guard is stopped: the worker wakes it, and kills it when it does not wake: another is started
  *
  * A worker that is stopped (SIGSTOP) holds the pipe: nothing happens. A process between fork and exec holds a copy of
  * the pipe's end for that moment.
@@ -19,7 +20,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { hasProc } from './look.ts'
+import { hasProc, readProcess } from './look.ts'
 import type { Workshop } from './workshop.ts'
 
 /** Signals that a guard ignores. Those of its faults (SEGV and the like) are not among them. */
@@ -35,13 +36,15 @@ while read -r word; do [ "$word" = done ] && exit 0; done
 exec "$@" </dev/null`
 
 const FIRST_PAUSE_MS = 50
-const LONGEST_PAUSE_MS = 10_000
+/** Short: a run that kills the guard again and again wins no time without one. */
+const LONGEST_PAUSE_MS = 500
+const WATCH_MS = 1000
 /** A guard that lived as long did not die of what killed the one before. */
 const SOUND_MS = 60_000
 const STOP_MS = 2000
 
 export interface GuardOptions {
-  readonly workshop: Pick<Workshop, 'id' | 'path' | 'presence'>
+  readonly workshop: Pick<Workshop, 'id' | 'path' | 'presence' | 'cgroupBase'>
   /** path of the compiled cli/guard.js */
   readonly program: string
   /** Told when the guard died or cannot be started; another follows. Must not throw. */
@@ -79,19 +82,37 @@ export function startGuard(options: GuardOptions): Guard {
     }
   }
 
+  const watching = hasProc
+    ? setInterval(
+        makeWatch(() => child),
+        WATCH_MS,
+      ).unref()
+    : undefined
   if (hasProc) start()
   return {
     pid: () => child?.pid,
     async stop() {
       isStopping = true
       clearTimeout(timer)
+      clearInterval(watching)
       if (child !== undefined) await endGuard(child)
     },
   }
 }
 
+/** Of a guard that is stopped: the first time it is woken, the second time killed, upon which another is started. */
+function makeWatch(current: () => ChildProcess | undefined): () => void {
+  let woken: ChildProcess | undefined
+  return () => {
+    const child = current()
+    const isStopped = /^[Tt]$/.test((child?.pid === undefined ? undefined : readProcess(child.pid)?.state) ?? '')
+    if (isStopped) child?.kill(woken === child ? 'SIGKILL' : 'SIGCONT')
+    woken = isStopped ? child : undefined
+  }
+}
+
 function spawnGuard({ workshop, program }: GuardOptions, onEnd: (how: string) => void): ChildProcess {
-  const sweep = [process.execPath, program, workshop.path, workshop.id, workshop.presence]
+  const sweep = [process.execPath, program, workshop.path, workshop.id, workshop.presence, workshop.cgroupBase ?? '']
   const child = spawn('/bin/sh', ['-c', SCRIPT, 'qworker-guard', ...sweep], {
     cwd: '/',
     env: { PATH: '/usr/local/bin:/usr/bin:/bin' },

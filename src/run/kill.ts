@@ -8,10 +8,13 @@
  *     TERM (and CONT: a stopped process must wake to see it) - up to 1 s - KILL until the looks find nothing
  *
  * A look at /proc is no snapshot: a process that forks and exits all the time may slip through. So groups are killed as
- * groups, which no fork escapes; and what appears during a look is shot at sight. Only a look during whose last listing
- * nothing was forked is believed at once.
- * What no look can find: a process that dropped the mark, left the session, the directory and the streams, and lost its
- * parent before we first looked. That takes intent; only a control group would hold it.
+ * groups, which no fork escapes; and what appears during a look is shot at sight, in later looks also what was there.
+ * Only a look during whose last listing nothing was forked is believed at once.
+ * Whatever the run does, its end keeps to the clock: from the first signal, which waits for a look no longer than
+ * LONG_LOOK_MS, KILL follows after TERM_TO_KILL_MS, and after GIVE_UP_MS more who is left is named a survivor.
+ * What no look can find: a process that shows no mark (it dropped it, or is not dumpable and its user is not root), left
+ * the session, the directory and the streams, and lost its parent before the sampler or a look saw it. Where a run has a
+ * control group (cgroup.ts) it is found there, and the group is killed as a whole with each KILL.
  *
  * Elsewhere only descendants (tree-kill, by way of `ps`) and the process group are found; the receipt says `tree`.
  */
@@ -20,8 +23,10 @@ import { closeSync, openSync } from 'node:fs'
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { KillReceipt } from '../job/outcome.ts'
+import { isPopulated, killGroups, listGroups } from './cgroup.ts'
 import {
   hasProc,
+  isZombie,
   type Known,
   type Look,
   lookFor,
@@ -48,20 +53,26 @@ export const TERM_TO_KILL_MS = 1000
 const GIVE_UP_MS = 5000
 const POLL_MS = 20
 const LONGEST_KILL_PAUSE_MS = 100
+/** A first look that takes longer does not hold up the first signal. */
+const LONG_LOOK_MS = 300
 /** Empty looks in a row that are believed although something was forked during each of them. */
 const ENOUGH_UNCLEAR_LOOKS = 5
 /** The other slots go on between them. */
 const SHOTS_PER_TURN = 100
+const ownGroup = readProcess(process.pid)?.group
 /** Looks after a run that ended by itself, while they are unclear. */
 const MOST_SWEEP_LOOKS = 2
 
-/** Ends a run that is still going on: TERM first, KILL after a second. */
+/**
+ * Ends a run that is still going on: TERM first, KILL after a second.
+ * @param options.seen processes of the run that were seen while it went on, with their starts
+ */
 export function killTree(
   run: RunIdentity,
-  options: { useProc?: boolean; termToKillMs?: number } = {},
+  options: { useProc?: boolean; termToKillMs?: number; seen?: ReadonlyMap<number, number> } = {},
 ): Promise<KillReceipt> {
   return (options.useProc ?? hasProc)
-    ? endByProc(run, options.termToKillMs ?? TERM_TO_KILL_MS, makeKnown(run))
+    ? endByProc(run, options.termToKillMs ?? TERM_TO_KILL_MS, makeKnown(run, options.seen))
     : endByTree(run, options.termToKillMs ?? TERM_TO_KILL_MS)
 }
 
@@ -69,15 +80,20 @@ export function killTree(
  * Ends what a run left behind after its first process ended by itself. They had their time: KILL at once.
  * @returns undefined when nothing was left
  */
-export async function sweepLeftovers(run: RunIdentity, useProc: boolean = hasProc): Promise<KillReceipt | undefined> {
-  if (!useProc) return isGroupAlive(run.pid) ? endByTree(run, 0) : undefined
-  const known = makeKnown(run)
+export async function sweepLeftovers(
+  run: RunIdentity,
+  options: { useProc?: boolean; seen?: ReadonlyMap<number, number> } = {},
+): Promise<KillReceipt | undefined> {
+  if (!(options.useProc ?? hasProc)) return isGroupAlive(run.pid) ? endByTree(run, 0) : undefined
+  const known = makeKnown(run, options.seen)
   for (let looks = 0; looks < MOST_SWEEP_LOOKS; looks++) {
     const look = await lookFor(run, known)
     if (isAnyLeft(look)) return endByProc(run, 0, known)
     if (look.isClear) return undefined
   }
-  return undefined
+  if (!listGroups(run).some(isPopulated)) return undefined
+  const receipt = await endByProc(run, 0, known)
+  return receipt.signals.length > 0 ? receipt : undefined
 }
 
 /**
@@ -108,32 +124,33 @@ export async function findProcesses(run: Quarry): Promise<number[]> {
 type SentSignal = KillReceipt['signals'][number]
 
 async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Promise<KillReceipt> {
-  let began = performance.now()
-  const since = () => Math.round(performance.now() - began)
-  const signals: SentSignal[] = []
-  if (termToKillMs > 0) {
-    const { found, isBlind } = await lookFor(quarry, known)
-    // The first look may take long on a busy machine: who got the signal has its whole time.
-    began = performance.now()
-    signals.push({ signal: 'SIGTERM', at_ms: 0, processes: found.length })
-    await shootAll(found, 'SIGTERM')
-    if (isBlind && quarry.pid !== undefined) send(-quarry.pid, 'SIGTERM')
-    await shootAll(found, 'SIGCONT')
-    while (since() < termToKillMs && isAnyLeft(await lookFor(quarry, known))) {
-      await sleep(Math.min(POLL_MS, termToKillMs))
-    }
-  }
+  const called = performance.now()
+  const strangers = new Map<number, number>()
+  const terminated = termToKillMs > 0 ? await terminate(quarry, termToKillMs, known, strangers) : undefined
+  const signals = terminated?.signals ?? []
+  const killing = performance.now()
+  const began = terminated?.began ?? killing
+  const since = (from = began) => Math.round(performance.now() - from)
   const noteKill = (processes: number) => {
     if (signals.at(-1)?.signal !== 'SIGKILL') signals.push({ signal: 'SIGKILL', at_ms: since(), processes })
   }
-  const killing = performance.now()
-  const shootAtSight = ({ pid }: ProcessStat) => send(pid, 'SIGKILL')
-  let look = await lookFor(quarry, known, shootAtSight)
-  for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, shootAtSight)) {
+  // Its session is known by now: the group is shot, and with it what it forks meanwhile.
+  const onNew = ({ pid, group, session }: ProcessStat) => {
+    send(pid, 'SIGKILL')
+    killGroup(group, known, known.has(session))
+  }
+  const options = { onNew, until: killing + GIVE_UP_MS, strangers }
+  const late = setTimeout(() => quarry.pid !== undefined && killGroup(quarry.pid, known), LONG_LOOK_MS)
+  let look = await lookFor(quarry, known, options)
+  let lastFound = look.found
+  clearTimeout(late)
+  // The first look knows all that lose their parents by KILL. Who outlives it forks all the time: all are shot at sight.
+  for (let unclear = 0, pauseMs = POLL_MS / 4; ; look = await lookFor(quarry, known, { ...options, onOld: onNew })) {
     if (isAnyLeft(look)) {
       noteKill(look.found.length)
       await killFound(look, quarry, known)
       unclear = 0
+      if (look.found.length > 0) lastFound = look.found
       if (performance.now() - killing > GIVE_UP_MS) break
       await sleep(pauseMs)
       pauseMs = Math.min(pauseMs * 1.5, LONGEST_KILL_PAUSE_MS)
@@ -143,7 +160,64 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
       await sleep(1)
     }
   }
-  return { signals, duration_ms: since(), survivors: survivorsOf(look, quarry), method: 'proc' }
+  return {
+    signals,
+    duration_ms: since(terminated ? called : killing),
+    survivors: survivorsOf(isAnyLeft(look) ? { ...look, found: lastFound } : look, quarry),
+    method: 'proc',
+  }
+}
+
+/**
+ * TERM to all, and waits until they are gone or their time is over. First a look: who loses its parent by the signal is
+ * known by then. On a busy machine looks take long; so the group of the first process has its signals by a clock, which
+ * starts with the first of them and ends every look.
+ * @returns the signals, with times from the first one on, and performance.now() of that
+ */
+async function terminate(
+  quarry: Quarry,
+  termToKillMs: number,
+  known: Known,
+  strangers: Map<number, number>,
+): Promise<{ signals: SentSignal[]; began: number }> {
+  const { pid } = quarry
+  const signals: SentSignal[] = []
+  let began = 0
+  let processes = 1
+  let isGroupTold = false
+  let clock: NodeJS.Timeout
+  const begin = () => {
+    began = performance.now()
+    signals.push({ signal: 'SIGTERM', at_ms: 0, processes })
+    clock = setTimeout(() => {
+      if (pid === undefined || !killGroup(pid, known)) return
+      signals.push({ signal: 'SIGKILL', at_ms: Math.round(performance.now() - began), processes })
+    }, termToKillMs)
+  }
+  clock = setTimeout(() => {
+    begin()
+    isGroupTold = pid !== undefined && signalGroup(pid, 'SIGTERM', known)
+    if (isGroupTold && pid !== undefined) send(-pid, 'SIGCONT')
+  }, LONG_LOOK_MS)
+  try {
+    let look = await lookFor(quarry, known, { until: performance.now() + LONG_LOOK_MS + termToKillMs, strangers })
+    processes = Math.max(look.found.length, isGroupTold ? 1 : 0)
+    if (signals.length === 0) {
+      clearTimeout(clock)
+      begin()
+    } else signals[0] = { signal: 'SIGTERM', at_ms: 0, processes }
+    if (look.isBlind && !isGroupTold && pid !== undefined) send(-pid, 'SIGTERM')
+    const untold = look.found.filter(({ group }) => !isGroupTold || group !== pid)
+    await shootAll(untold, ['SIGTERM', 'SIGCONT'], began + termToKillMs)
+    while (isAnyLeft(look) && performance.now() - began < termToKillMs) {
+      await sleep(Math.min(POLL_MS, termToKillMs))
+      look = await lookFor(quarry, known, { until: began + termToKillMs, strangers })
+      processes = look.found.length
+    }
+    return { signals, began }
+  } finally {
+    clearTimeout(clock)
+  }
 }
 
 function isAnyLeft(look: Look): boolean {
@@ -152,38 +226,60 @@ function isAnyLeft(look: Look): boolean {
 
 function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
   if (look.isBlind && look.found.length === 0) return first !== undefined && isGroupAlive(first) ? [first] : []
-  return look.found.map(({ pid }) => pid)
+  const living = look.found.filter((stat) => {
+    const now = readProcess(stat.pid)
+    return now !== undefined && now.startTicks === stat.startTicks && !isZombie(now)
+  })
+  // Where all are gone that we shot last, we gave up on those that they forked.
+  return (living.length > 0 ? living : look.found.slice(-1)).map(({ pid }) => pid)
 }
 
 async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void> {
   // A group within a session of the quarry is the quarry's, also when its leader is gone.
+  killGroups(quarry)
   const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
   if (quarry.pid !== undefined) groups.set(quarry.pid, false)
-  for (const [group, isInSession] of groups) killGroup(group, known, isInSession)
-  await shootAll(look.found, 'SIGKILL')
+  const shot = new Set(
+    [...groups].filter(([group, isInSession]) => killGroup(group, known, isInSession)).map(([g]) => g),
+  )
+  const rest = look.found.filter(({ group }) => !shot.has(group))
+  await shootAll(rest, ['SIGKILL'])
 }
 
 /** A group whose leader was the quarry's holds its processes only: none but theirs can join it. */
-function killGroup(group: number, known: Known, isInSession = false): void {
-  if (!known.has(group) && !isInSession) return
+function killGroup(group: number, known: Known, isInSession = false): boolean {
+  return signalGroup(group, 'SIGKILL', known, isInSession)
+}
+
+/** @returns whether it was sent */
+function signalGroup(group: number, signal: NodeJS.Signals, known: Known, isInSession = false): boolean {
+  if (!known.has(group) && !isInSession) return false
   const ticks = known.get(group)
   const leader = readProcess(group)
   const isRecycled = ticks !== undefined && leader !== undefined && leader.startTicks !== ticks
   const isForeign = !known.has(group) && leader !== undefined && !known.has(leader.session)
-  if (!isRecycled && !isForeign && group !== readProcess(process.pid)?.group) send(-group, 'SIGKILL')
+  if (isRecycled || isForeign || group === ownGroup) return false
+  return send(-group, signal)
 }
 
-async function shootAll(found: readonly ProcessStat[], signal: NodeJS.Signals): Promise<void> {
+/** @param until performance.now() after which the others have to wait for the next signal */
+async function shootAll(
+  found: readonly ProcessStat[],
+  signals: readonly NodeJS.Signals[],
+  until = Number.POSITIVE_INFINITY,
+): Promise<void> {
   for (const [i, stat] of found.entries()) {
-    shoot(stat, signal)
+    shoot(stat, signals)
     if (i % SHOTS_PER_TURN === SHOTS_PER_TURN - 1) await nextTurn()
+    if (performance.now() > until) return
   }
 }
 
 /** Looks rest: who was found may be gone meanwhile, and its number given to a stranger. */
-function shoot(stat: ProcessStat, signal: NodeJS.Signals): void {
+function shoot(stat: ProcessStat, signals: readonly NodeJS.Signals[]): void {
   const now = readProcess(stat.pid)
-  if (now === undefined || now.startTicks === stat.startTicks) send(stat.pid, signal)
+  if (now !== undefined && now.startTicks !== stat.startTicks) return
+  for (const signal of signals) send(stat.pid, signal)
 }
 
 async function endByTree(run: RunIdentity, termToKillMs: number): Promise<KillReceipt> {
@@ -224,7 +320,10 @@ function hasSpareDescriptors(): boolean {
  * can catch, which would end the worker.
  */
 async function signalTree(pid: number, signal: NodeJS.Signals): Promise<void> {
-  if (!hasSpareDescriptors()) return send(-pid, signal)
+  if (!hasSpareDescriptors()) {
+    send(-pid, signal)
+    return
+  }
   const treeKill = fileURLToPath(import.meta.resolve('tree-kill/cli.js'))
   // Loaded where it is needed: it takes longer than all else that a guard does before its first look.
   const { execa } = await import('execa')
@@ -245,12 +344,15 @@ function isGroupAlive(pid: number): boolean {
   }
 }
 
-/** @param pid negative: a group. Never 0 or -1, which mean our own group and everybody, nor number 1. */
-function send(pid: number, signal: NodeJS.Signals): void {
-  if (!Number.isInteger(pid) || Math.abs(pid) <= 1) return
+/**
+ * @param pid negative: a group. Never 0 or -1, which mean our own group and everybody, nor number 1.
+ * @returns whether it was sent: false where it is gone since we looked
+ */
+function send(pid: number, signal: NodeJS.Signals): boolean {
+  if (!Number.isInteger(pid) || Math.abs(pid) <= 1) return false
   try {
-    process.kill(pid, signal)
+    return process.kill(pid, signal)
   } catch {
-    // gone since we looked
+    return false
   }
 }

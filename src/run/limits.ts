@@ -1,5 +1,6 @@
 /**
- * Limits of an algorithm, kept by the kernel. Between the worker and the program stands a launcher that sets resource
+ * Limits of an algorithm, kept by the kernel. Where runs have control groups (cgroup.ts), memory and processes are
+ * limits of the group, which hold for the whole run; all others, and these two elsewhere, are resource limits. Between the worker and the program stands a launcher that sets resource
  * limits and becomes the program by exec(2): the process id stays, and who has no limits pays nothing.
  *
  * Each limit holds for each process of a run; `processes` for all of one user (setrlimit(2)). Memory is RLIMIT_DATA:
@@ -15,6 +16,7 @@ import { delimiter, isAbsolute, join } from 'node:path'
 import { promisify } from 'node:util'
 import { formatBytes } from '../job/bytes.ts'
 import type { Outcome, Usage } from '../job/outcome.ts'
+import type { GroupNotes } from './cgroup.ts'
 import type { AlgorithmUser } from './user.ts'
 
 export interface Limits {
@@ -33,6 +35,9 @@ const CPU_KILL_AFTER_SECONDS = 1
 /** A peak so near to the limit is worth a word. */
 const NEAR = 0.9
 const PROBE_MS = 10_000
+
+/** In place of resource limits that cannot be set, where a run could not enter its group: it is put off, not run without. */
+const REFUSAL_SCRIPT = 'echo "qworker: its limits cannot be kept: it has no control group now ($1)" >&2; exit 75'
 
 /** Fixed text: each value comes as an argument. It ends as the program, or with 126 and what the shell says of it. */
 const ULIMIT_SCRIPT = 'while [ "$1" != -- ]; do ulimit "$1" "$2" || exit 126; shift 2; done; shift; exec "$@"'
@@ -65,6 +70,40 @@ export async function findLauncher(
   const remedy = 'install prlimit (util-linux), or raise the limits of the worker'
   const why = problems.length === 0 ? 'neither prlimit nor sh is in PATH' : problems.join('; ')
   return { problem: `limits: ${describeLimits(limits)} cannot be set on this machine (${why}): ${remedy}` }
+}
+
+/** How the limits of an algorithm are kept on this machine. */
+export interface Restraint {
+  /** sets resource limits */
+  readonly launcher: Launcher
+  /** what groups keep; undefined: nothing, or there are no groups */
+  readonly inGroup?: Limits | undefined
+  /** stands before the launcher where a run is in no group, and keeps `inGroup` as far as resource limits can */
+  readonly standIn?: Launcher | undefined
+}
+
+/**
+ * Divides limits among control groups and resource limits.
+ * @param controllers those of cgroup v2 that hold for each run; empty without groups
+ */
+export async function findRestraint(
+  limits: Limits,
+  path: string,
+  user: AlgorithmUser | undefined,
+  controllers: readonly string[],
+): Promise<Restraint | { problem: string }> {
+  const inGroup: Limits = {
+    ...(controllers.includes('memory') && limits.memoryBytes !== undefined && { memoryBytes: limits.memoryBytes }),
+    ...(controllers.includes('pids') && limits.processes !== undefined && { processes: limits.processes }),
+  }
+  const rest = Object.entries(limits).filter(([key, value]) => value !== undefined && !(key in inGroup))
+  // Also without any: it keeps core files away.
+  const launcher = await findLauncher(Object.fromEntries(rest), path, user)
+  if ('problem' in launcher) return launcher
+  if (Object.keys(inGroup).length === 0) return { launcher }
+  const found = await findLauncher(inGroup, path, user)
+  const standIn = 'problem' in found ? ['/bin/sh', '-c', REFUSAL_SCRIPT, 'limits', describeLimits(inGroup)] : found
+  return { launcher, inGroup, standIn }
 }
 
 /** Those that may work here, the best first. */
@@ -143,14 +182,18 @@ export function describeLimits(limits: Limits): string {
  * Names the limit that a run met, where the kernel tells it. For other failures the limits in force are noted: a program
  * that is refused memory, a process or a descriptor fails in words of its own.
  * @param firstCpuSeconds processor time of the first process alone, as far as it is known
+ * @param notes of the run's group, if it was in one
  */
 export function nameLimit(
   outcome: Outcome,
   limits: Limits | undefined,
   usage: Pick<Usage, 'peak_memory_bytes'>,
   firstCpuSeconds: number | null,
+  notes?: GroupNotes,
 ): Outcome {
-  if (limits === undefined || (outcome.kind !== 'failed' && outcome.kind !== 'signalled')) return outcome
+  if (outcome.kind !== 'failed' && outcome.kind !== 'signalled') return outcome
+  const inGroup = notes && nameGroupLimit(outcome, limits ?? {}, notes)
+  if (inGroup !== undefined || limits === undefined) return inGroup ?? outcome
   const { cpuSeconds, fileSizeBytes } = limits
   const sign = outcome.kind === 'signalled' ? outcome.signal : signalOfExit(outcome.exitCode)
   const how = outcome.kind === 'signalled' ? sign : `${sign}: exit ${outcome.kind === 'failed' ? outcome.exitCode : ''}`
@@ -164,6 +207,24 @@ export function nameLimit(
   if (fileSizeBytes !== undefined && sign === 'SIGXFSZ')
     return exceeded(`it wrote a file longer than ${formatBytes(fileSizeBytes)} (file_size, ${how})`)
   return { ...outcome, limits: `limits: ${describeLimits(limits)}${peakNote(limits, usage.peak_memory_bytes)}` }
+}
+
+function nameGroupLimit(
+  outcome: Extract<Outcome, { kind: 'failed' | 'signalled' }>,
+  { memoryBytes, processes }: Limits,
+  { memoryKills, forksRefused }: GroupNotes,
+): Outcome | undefined {
+  const how = outcome.kind === 'signalled' ? outcome.signal : `exit ${outcome.exitCode}`
+  if (memoryKills.count > 0) {
+    if (memoryBytes === undefined || !memoryKills.isOwnLimit)
+      return { ...outcome, limits: 'killed by the kernel: the machine, or the service, had no memory left' }
+    const detail = `it used more than ${formatBytes(memoryBytes)} of memory (memory, killed by the kernel, ${how})`
+    return { kind: 'limit_exceeded', detail }
+  }
+  if (processes === undefined || forksRefused === 0) return undefined
+  const times = forksRefused === 1 ? 'once' : `${forksRefused} times`
+  const detail = `it asked for more than ${processes} processes and threads, and was refused ${times} (processes, ${how})`
+  return { kind: 'limit_exceeded', detail }
 }
 
 /** What a shell exits with when its child died by one of the two signals of the kernel's limits. */

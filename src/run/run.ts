@@ -7,7 +7,15 @@ import { readFile, stat } from 'node:fs/promises'
 import type { KillReceipt, Outcome, Usage } from '../job/outcome.ts'
 import { nestingDepth } from '../job/package.ts'
 import type { SkippedFile } from '../job/result.ts'
-import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
+import {
+  type Algorithm,
+  AlgorithmError,
+  commandFor,
+  explainStartFailure,
+  findStartFailure,
+  resolveProgram,
+} from './algorithm.ts'
+import { entryLauncher, type Group, type GroupNotes, type Groups, readNotes, removeGroups } from './cgroup.ts'
 import { killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
 import { nameLimit } from './limits.ts'
 import { MARK_VARIABLE, startTicksOf } from './look.ts'
@@ -44,6 +52,8 @@ export interface RunRequest {
   readonly maxOutputBytes: number
   /** bytes for the scratch directory */
   readonly maxScratchBytes: number
+  /** where runs have control groups */
+  readonly groups?: Groups | undefined
   /** Aborted with a `RunEnd` as its reason, ends the run before its time. */
   readonly signal: AbortSignal
   /** Called once when the first process is there, and when the run is about to be ended by us. They must not throw. */
@@ -110,21 +120,24 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     leaveEmptyStreams(request.workdir)
     return report({ outcome: process_.outcome })
   }
-  const { identity, exited, streams } = process_
+  const { identity, exited, streams, group, file } = process_
   const sampler = startSampling(identity.pid)
   try {
     request.onStarted?.(identity.pid)
     const end = await waitForEnd(request, exited, streams)
     if (end !== undefined) sampler.sample()
     const sampled = sampler.stop()
-    const { exitCode, signal, kill } = await conclude(request, identity, exited, end)
-    const usage = usageOf(sampled, clock)
+    const { exitCode, signal, kill } = await conclude(request, identity, exited, end, sampled.processes)
+    const notes = group && takeNotes(group, request)
+    const usage = usageOf(sampled, notes, clock)
     const base = { exitCode, signal, pid: identity.pid, kill, usage }
     const excess = streamExcess(streams, request.maxOutputBytes)
     await reclaimStreams(request.workdir, streams, request.maxOutputBytes)
     if (end !== undefined) return await report({ ...base, outcome: end })
     const ended = classify(request.algorithm, exitCode, signal)
-    const outcome = nameLimit(ended, request.algorithm.limits, usage, sampled.firstCpuSeconds)
+    const unstarted = group && (await explainExit(request.algorithm, file, exitCode))
+    if (unstarted !== undefined) return await report({ ...base, outcome: unstarted })
+    const outcome = nameLimit(ended, request.algorithm.limits, usage, sampled.firstCpuSeconds, notes)
     if (outcome.kind !== 'success') return await report({ ...base, outcome })
     // A short run may be over before the first look at its streams.
     if (excess !== undefined) return await report({ ...base, outcome: { kind: 'output_exceeded', detail: excess } })
@@ -132,16 +145,44 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
   } finally {
     sampler.stop()
     for (const fd of streams) closeSync(fd)
+    const busy = group === undefined ? [] : await removeGroups(identity)
+    if (busy.length > 0) request.groups?.tell(`${busy[0]} cannot be removed`)
   }
 }
 
-function usageOf({ cpuSeconds, peakMemoryBytes }: Sampled, clock: number): Usage {
+function usageOf({ cpuSeconds, peakMemoryBytes }: Sampled, notes: GroupNotes | undefined, clock: number): Usage {
+  const isCounted = notes?.cpuSeconds !== undefined
   return {
     wall_seconds: Math.round(performance.now() - clock) / 1000,
-    cpu_seconds: cpuSeconds,
-    peak_memory_bytes: peakMemoryBytes,
-    method: 'sampled',
+    cpu_seconds: notes?.cpuSeconds ?? cpuSeconds,
+    peak_memory_bytes: notes?.peakMemoryBytes ?? peakMemoryBytes,
+    method: !isCounted ? 'sampled' : notes.peakMemoryBytes === undefined ? 'cgroup_cpu' : 'cgroup',
   }
+}
+
+/** @returns undefined when the run did not come into its group */
+function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNotes | undefined {
+  const notes = readNotes(path)
+  if (notes.wasEntered) return notes
+  groups?.tell(`a run of ${algorithm.name} could not enter ${path}`)
+  return undefined
+}
+
+/** With these a shell ends that cannot become the program; the program may, too. */
+const EXEC_FAILURES: readonly (number | null)[] = [126, 127]
+
+async function explainExit(
+  algorithm: Algorithm,
+  file: string,
+  exitCode: number | null,
+): Promise<Extract<Outcome, { kind: 'not_started' }> | undefined> {
+  if (!EXEC_FAILURES.includes(exitCode)) return undefined
+  const why = await findStartFailure(file)
+  return why === undefined ? undefined : { kind: 'not_started', detail: startFailure(algorithm, file, why) }
+}
+
+function startFailure({ name }: Algorithm, file: string, why: string): string {
+  return `algorithm ${name}: its program ${file} cannot be started: ${why}`
 }
 
 interface Exit {
@@ -154,6 +195,10 @@ interface StartedProcess {
   readonly exited: Promise<Exit>
   /** descriptors of stdout.log and stderr.log */
   readonly streams: readonly [number, number]
+  /** undefined: it has none */
+  readonly group: Group | undefined
+  /** the program */
+  readonly file: string
 }
 
 async function startProcess(request: RunRequest, started: Date): Promise<StartedProcess | { outcome: Outcome }> {
@@ -176,19 +221,22 @@ async function startProcess(request: RunRequest, started: Date): Promise<Started
   // The links in /proc, by which stray processes are found, are real paths.
   const realPath = realpathSync(workdir.path)
   const [stdin, ...streams] = openStreams(workdir)
-  const spawned = spawnProgram(file, args, request, environmentOf(request, mark, started), [stdin, ...streams])
-  closeAll([stdin])
+  const group = request.groups?.make(mark, algorithm.restraint?.inGroup)
+  const environment = environmentOf(request, mark, started)
+  const spawned = spawnProgram(file, args, request, environment, [stdin, ...streams], group)
+  closeAll(group === undefined ? [stdin] : [stdin, group.entry])
+  const cgroupBase = group && request.groups?.base
   if ('failure' in spawned) {
     closeAll(streams)
     const { code = '', message } = await spawned.failure
+    await removeGroups({ pid: 0, mark, cgroupBase })
     if (MACHINE_FAULTS.has(code)) return { outcome: { kind: 'worker_fault', detail: `${file}: ${message}` } }
     const why = (await explainStartFailure(file, code)) ?? message
-    const detail = `algorithm ${algorithm.name}: its program ${file} cannot be started: ${why}`
-    return { outcome: { kind: 'not_started', detail } }
+    return { outcome: { kind: 'not_started', detail: startFailure(algorithm, file, why) } }
   }
   const { pid, exited } = spawned
-  const identity = { pid, mark, workdir: realPath, startTicks: startTicksOf(pid) }
-  return { identity, exited, streams }
+  const identity = { pid, mark, workdir: realPath, startTicks: startTicksOf(pid), cgroupBase }
+  return { identity, exited, streams, group, file }
 }
 
 type Streams = readonly [stdin: number, stdout: number, stderr: number]
@@ -223,14 +271,17 @@ function spawnProgram(
   request: RunRequest,
   env: Record<string, string>,
   stdio: Streams,
+  group: Group | undefined,
 ): Spawned {
   try {
-    const { launcher = [], user } = request.algorithm
-    const [first = file, ...rest] = [...launcher, file, ...args]
+    const { restraint: { standIn = [], launcher = [] } = {}, user } = request.algorithm
+    const entry = group === undefined ? standIn : entryLauncher(standIn)
+    const [first = file, ...rest] = [...entry, ...launcher, file, ...args]
     const rights = user === undefined ? {} : { uid: user.uid, gid: user.gid }
     // Who opens /dev/stderr anew needs the right to.
     if (user !== undefined) for (const fd of stdio.slice(1)) fchownSync(fd, user.uid, user.gid)
-    const options = { cwd: request.workdir.scratch, env, stdio: [...stdio], detached: true, ...rights }
+    const handed = group === undefined ? [...stdio] : [...stdio, group.entry]
+    const options = { cwd: request.workdir.scratch, env, stdio: handed, detached: true, ...rights }
     const child = spawn(first, rest, options)
     const failure = new Promise<NodeJS.ErrnoException>((resolve) => child.once('error', resolve))
     const { pid } = child
@@ -346,13 +397,14 @@ async function conclude(
   identity: RunIdentity,
   exited: Promise<Exit>,
   end: RunEnd | undefined,
+  seen: ReadonlyMap<number, number>,
 ): Promise<Exit & { kill: KillReceipt | undefined }> {
   if (end === undefined) {
     const exit = await exited
-    return { ...exit, kill: await sweepLeftovers(identity) }
+    return { ...exit, kill: await sweepLeftovers(identity, { seen }) }
   }
   request.onEnding?.(identity.pid, end.kind)
-  const kill = await killTree(identity)
+  const kill = await killTree(identity, { seen })
   // A process that even SIGKILL cannot end (a hung disk) must not hold the slot for ever: the receipt names it.
   if (kill.survivors.includes(identity.pid)) return { exitCode: null, signal: undefined, kill }
   return { ...(await exited), kill }

@@ -38,6 +38,8 @@ export interface Sampled {
   readonly peakMemoryBytes: number | null
   /** of the first process alone, without its children */
   readonly firstCpuSeconds: number | null
+  /** who was there at the last look, with their starts; also who lost its parent since it was first seen */
+  readonly processes: ReadonlyMap<number, number>
 }
 
 /** @param pid the first process of the run */
@@ -78,12 +80,15 @@ export function startSampling(pid: number): Sampler {
   if (units !== undefined) arm(0, 0)
   const stop = () => {
     clearTimeout(timer)
-    if (units === undefined || samples === 0) return { cpuSeconds: null, peakMemoryBytes: null, firstCpuSeconds: null }
+    const processes = new Map([...before].map(([seen, { startTicks }]) => [seen, startTicks]))
+    if (units === undefined || samples === 0)
+      return { cpuSeconds: null, peakMemoryBytes: null, firstCpuSeconds: null, processes }
     const { ticksPerSecond, pageBytes } = units
     return {
       cpuSeconds: ticks / ticksPerSecond,
       peakMemoryBytes: Math.round(peakPages * pageBytes),
       firstCpuSeconds: firstTicks / ticksPerSecond,
+      processes,
     }
   }
   return { sample, stop }

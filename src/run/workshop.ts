@@ -7,18 +7,23 @@
  *
  * A worker that dies leaves it. Whoever comes next ends what is left of its runs, takes the evidence, and removes it;
  * two may do so at the same time. What belongs to a worker that lives, or of which that cannot be told, is left alone.
- * A folder is never seen without its worker.json: it gets its name by a rename. Should somebody remove `.work` under a
- * living worker, its folder comes back with the next run, and its worker.json within half a minute; a folder without one
- * is nobody's only after ten minutes, and only when no process works in it.
+ *
+ * Runs are of the same user as the worker, as a rule: whatever is in these folders they may change or remove. So nothing
+ * that is written there decides whether a worker lives: its id does, which holds number and start of its process
+ * (presence.ts), and is known to the tracker and the guard. Only of a worker without /proc (and those of earlier
+ * versions) the id tells too little, and worker.json is asked; such a folder without one is nobody's only after ten
+ * minutes, and only when no process works in it. What a run removed or changed comes back within half a minute.
  */
 
 import { randomBytes } from 'node:crypto'
-import { lstat, mkdir, readdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises'
-import { basename, isAbsolute, join } from 'node:path'
+import { constants, existsSync } from 'node:fs'
+import { lstat, mkdir, open, readdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises'
+import { basename, dirname, isAbsolute, join, resolve } from 'node:path'
 import type { KillReceipt } from '../job/outcome.ts'
+import { removeGroups } from './cgroup.ts'
 import { findProcesses, killRuns } from './kill.ts'
 import { hasProc } from './look.ts'
-import { asLocal, isNumberFree, isPresent, ownPresence } from './presence.ts'
+import { asLocal, isNumberFree, isPresent, makeBrief, ownPresence } from './presence.ts'
 import { readTail, removeTree, STDERR_TAIL_BYTES } from './workdir.ts'
 
 export interface Workshop {
@@ -27,6 +32,8 @@ export interface Workshop {
   /** absolute, without links */
   readonly path: string
   readonly presence: string
+  /** absolute path of the folder with the control groups of its runs; undefined: they have none */
+  readonly cgroupBase: string | undefined
   /** Removes the folder when no run is left in it. */
   close(): Promise<void>
 }
@@ -54,6 +61,8 @@ export interface Owner {
   readonly name: string
   /** ISO 8601 */
   readonly started: string
+  /** of its control groups, if it had any */
+  readonly cgroupBase?: string | undefined
 }
 
 /** How the runs of a dead worker were ended. */
@@ -65,7 +74,8 @@ export interface WorkshopEnd {
 
 const OWNER_FILE = 'worker.json'
 const END_FILE = 'ended.json'
-const WORKSHOP_NAME = /^w(\d+)-[0-9a-z]+-[0-9a-f]{8}$/
+/** `w<brief presence>-<random>`; without /proc, and in earlier versions, `w<pid>-<time, base 36>-<random>`. */
+const WORKSHOP_NAME = /^w((\d+)-[0-9a-z]+(?:-[0-9a-f]{16})?)-[0-9a-f]{8}$/
 const RUN_NAME = /^([0-9a-f]{32})\.(\d+)\.([0-9a-z]+)$/
 /** Version 0.1: `<uuid>.<attempt>.<pid of the worker>.<time>`, right below `.work`. */
 const OLD_RUN_NAME = /^([0-9a-f]{32})\.(\d+)\.(\d+)\.([0-9a-z]+)$/
@@ -73,6 +83,9 @@ const OLD_RUN_NAME = /^([0-9a-f]{32})\.(\d+)\.(\d+)\.([0-9a-z]+)$/
 const HALF_NAME = /^\.(new|gone)-/
 const OWNERLESS_MS = 600_000
 const RESTORE_MS = 30_000
+/** Ours are smaller by far. */
+const MAX_DOCUMENT_BYTES = 65_536
+const MAX_NAME_LENGTH = 255
 /** A process that is between fork and exec has no trace yet. */
 export const LOOK_AGAIN_MS = [100, 400]
 
@@ -80,16 +93,25 @@ export const LOOK_AGAIN_MS = [100, 400]
  * Makes the folder of this worker process.
  * @param workBase `RESULT_BASEDIR/.work`; made when it is not there, but nothing above it
  * @param name of the worker, for people
+ * @param restoreMs what was removed or changed comes back in that time
+ * @param cgroupBase see Workshop
  * @throws what the file system throws
  */
-export async function openWorkshop(workBase: string, name: string): Promise<Workshop> {
+export async function openWorkshop(
+  workBase: string,
+  name: string,
+  restoreMs = RESTORE_MS,
+  cgroupBase?: string,
+): Promise<Workshop> {
   await mkdir(workBase, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'EEXIST') throw error
   })
-  const id = `w${process.pid}-${Date.now().toString(36)}-${randomBytes(4).toString('hex')}`
+  const presence = ownPresence()
+  const brief = makeBrief(presence) ?? `${process.pid}-${Date.now().toString(36)}`
+  const id = `w${brief}-${randomBytes(4).toString('hex')}`
   const base = await realpath(workBase)
   const path = join(base, id)
-  const owner: Owner = { presence: ownPresence(), name, started: new Date().toISOString() }
+  const owner: Owner = { presence, name, started: new Date().toISOString(), cgroupBase }
   const half = join(base, `.new-${id}`)
   try {
     await mkdir(half, { mode: 0o700 })
@@ -99,29 +121,48 @@ export async function openWorkshop(workBase: string, name: string): Promise<Work
     await removeTree(half)
     throw error
   }
-  const restoring = setInterval(() => void restoreOwner(path, owner), RESTORE_MS).unref()
+  const disk = await identify(dirname(base))
+  let restored = Promise.resolve()
+  const restoring = setInterval(() => {
+    restored = restored.then(() => restoreOwner(path, owner, disk)).catch(() => undefined)
+  }, restoreMs).unref()
   return {
     id,
     path,
-    presence: owner.presence,
+    presence,
+    cgroupBase,
     async close() {
       clearInterval(restoring)
+      await restored
       if ((await listRuns(path)).length === 0) await removeFolder(path)
     },
   }
 }
 
-async function restoreOwner(path: string, owner: Owner): Promise<void> {
+/** @param disk what the result directory was: where its disk is not mounted, nothing is made */
+async function restoreOwner(path: string, owner: Owner, disk: string): Promise<void> {
   const file = join(path, OWNER_FILE)
-  const isThere = await stat(file).catch(() => undefined)
-  // Without its folder this fails, and need not be.
-  if (isThere === undefined) await writeDocument(path, OWNER_FILE, owner).catch(() => undefined)
+  if ((await readSmall(file).catch(() => undefined)) === encode(owner)) return
+  if ((await identify(dirname(dirname(path)))) !== disk) return
+  for (const folder of [dirname(path), path]) await mkdir(folder, { mode: 0o700 }).catch(() => undefined)
+  // A file is replaced; a folder would not be.
+  if ((await lstat(file).catch(() => undefined))?.isDirectory()) await removeTree(file)
+  await writeDocument(path, OWNER_FILE, owner)
+}
+
+async function identify(path: string): Promise<string> {
+  const { dev, ino } = await stat(path)
+  return `${dev}:${ino}`
+}
+
+function encode(document: object): string {
+  return `${JSON.stringify(document)}\n`
 }
 
 /** Atomic: by a rename. */
 async function writeDocument(folder: string, name: string, document: object): Promise<void> {
   const half = join(folder, `.${name}.${randomBytes(4).toString('hex')}`)
-  await writeFile(half, `${JSON.stringify(document)}\n`, { flag: 'wx', mode: 0o600 })
+  await writeFile(half, encode(document), { flag: 'wx', mode: 0o600 })
   await rename(half, join(folder, name))
 }
 
@@ -144,19 +185,30 @@ export async function findDeadWorkshops(workBase: string): Promise<DeadWorkshop[
 async function inspect(path: string): Promise<DeadWorkshop | undefined> {
   const id = basename(path)
   if (WORKSHOP_NAME.test(id)) {
-    if (await isUnreadable(join(path, OWNER_FILE))) return undefined
     const owner = await readOwner(path)
-    const isDead = owner === undefined ? await isAbandoned(path) : isPresent(owner.presence) === 'dead'
-    return isDead ? { path, id, owner, runs: await listRuns(path) } : undefined
+    return (await isDeadFolder(path, owner)) ? { path, id, owner, runs: await listRuns(path) } : undefined
   }
   const run = makeRun(path, OLD_RUN_NAME)
   if (run === undefined && !HALF_NAME.test(id)) return undefined
   return (await isAbandoned(path)) ? { path, id, owner: undefined, runs: run === undefined ? [] : [run] } : undefined
 }
 
+async function isDeadFolder(path: string, owner: Owner | undefined): Promise<boolean> {
+  const presence = presenceOf(basename(path), owner)
+  const state = presence === undefined ? 'unknown' : isPresent(presence)
+  if (state !== 'unknown' || owner !== undefined) return state === 'dead'
+  return !(await isUnreadable(join(path, OWNER_FILE))) && isAbandoned(path)
+}
+
+/** What the id says; only where that is too little, what is written in the folder. */
+function presenceOf(id: string, owner: Owner | undefined): string | undefined {
+  const brief = WORKSHOP_NAME.exec(id)?.[1]
+  return brief?.split('-').length === 3 ? brief : owner?.presence
+}
+
 /** Another user's, or a fault of the disk: that nobody owns it cannot be told. */
 async function isUnreadable(path: string): Promise<boolean> {
-  return readFile(path).then(
+  return readSmall(path).then(
     () => false,
     (error: NodeJS.ErrnoException) => error.code !== 'ENOENT',
   )
@@ -165,12 +217,29 @@ async function isUnreadable(path: string): Promise<boolean> {
 async function readOwner(path: string): Promise<Owner | undefined> {
   const owner = await readDocument<Owner>(path, OWNER_FILE)
   if (typeof owner?.presence !== 'string') return undefined
-  return { presence: owner.presence, name: String(owner.name), started: String(owner.started) }
+  const cgroupBase = typeof owner.cgroupBase === 'string' ? owner.cgroupBase : undefined
+  return { presence: owner.presence, name: cut(owner.name), started: cut(owner.started), cgroupBase }
+}
+
+function cut(value: unknown): string {
+  return String(value).slice(0, MAX_NAME_LENGTH)
+}
+
+/** A run may have put anything in its place: a link, a fifo on which we would hang, or a file without end. */
+async function readSmall(path: string): Promise<string> {
+  const handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  try {
+    const stats = await handle.stat()
+    if (!stats.isFile() || stats.size > MAX_DOCUMENT_BYTES) throw new Error(`${path} is none of ours`)
+    return await handle.readFile('utf8')
+  } finally {
+    await handle.close()
+  }
 }
 
 async function readDocument<T>(folder: string, name: string): Promise<Partial<T> | undefined> {
   try {
-    const value: unknown = JSON.parse(await readFile(join(folder, name), 'utf8'))
+    const value: unknown = JSON.parse(await readSmall(join(folder, name)))
     return typeof value === 'object' && value !== null ? value : undefined
   } catch {
     return undefined
@@ -196,7 +265,7 @@ function makeRun(path: string, pattern: RegExp): DeadRun | undefined {
 async function isAbandoned(path: string): Promise<boolean> {
   const id = basename(path)
   if (Date.now() - (await lastChangeOf(path)) < OWNERLESS_MS) return false
-  const pid = WORKSHOP_NAME.exec(id)?.[1] ?? OLD_RUN_NAME.exec(id)?.[3]
+  const pid = WORKSHOP_NAME.exec(id)?.[2] ?? OLD_RUN_NAME.exec(id)?.[3]
   if (pid !== undefined && (await isMaybeWorker(Number(pid)))) return false
   if (!hasProc) return true
   const processes = await findProcesses({ pid: undefined, mark: markOf(id), workdir: path, startTicks: undefined })
@@ -229,62 +298,116 @@ function markOf(id: string): string {
  * Where there is no /proc, and for processes of another boot or machine, there is nothing to be found.
  */
 export async function endWorkshop(dead: DeadWorkshop): Promise<WorkshopEnd> {
-  const ended = await readDocument<{ ended: string; receipt: KillReceipt }>(dead.path, END_FILE)
-  const byGuard = Array.isArray(ended?.receipt?.survivors) ? ended?.receipt : undefined
-  const pauses = byGuard === undefined ? LOOK_AGAIN_MS : []
-  const own = dead.owner === undefined ? NOTHING_DONE : await endRunsOf(dead.id, dead.path, dead.owner.presence, pauses)
+  const own = await endRunsOf(
+    dead.id,
+    dead.path,
+    presenceOf(dead.id, dead.owner),
+    LOOK_AGAIN_MS,
+    dead.owner?.cgroupBase,
+  )
+  // A run could have written it: it is told of, and nothing is left undone because of it.
+  const ended = await readDocument<{ ended: string; receipt: unknown }>(dead.path, END_FILE)
+  const byGuard = parseReceipt(ended?.receipt)
   if (byGuard === undefined) return { receipt: own, guardEnded: undefined }
   const receipt = own.signals.length > 0 ? own : { ...byGuard, survivors: own.survivors }
-  return { receipt, guardEnded: String(ended?.ended) }
+  return { receipt, guardEnded: cut(ended?.ended) }
 }
 
-/** Whether the worker with this id lives, as far as its folder tells; `dead` when there is no such folder. */
+/** Ends what is left of the runs of a worker that is dead and whose folder is gone. */
+export async function endOrphans(workBase: string, id: string): Promise<KillReceipt> {
+  const base = await realpath(workBase).catch(() => resolve(workBase))
+  return endRunsOf(id, join(base, id), presenceOf(id, undefined), LOOK_AGAIN_MS)
+}
+
+function parseReceipt(value: unknown): KillReceipt | undefined {
+  const { signals, duration_ms, survivors, method } = (value ?? {}) as Partial<Record<keyof KillReceipt, unknown>>
+  if (!Array.isArray(signals) || !Array.isArray(survivors) || !survivors.every(Number.isSafeInteger)) return undefined
+  if (!Number.isFinite(duration_ms) || (method !== 'proc' && method !== 'tree')) return undefined
+  const sent: KillReceipt['signals'][number][] = []
+  for (const each of signals as (Partial<KillReceipt['signals'][number]> | null)[]) {
+    const { signal, at_ms, processes } = each ?? {}
+    if (typeof signal !== 'string' || typeof at_ms !== 'number' || typeof processes !== 'number') return undefined
+    sent.push({ signal, at_ms, processes })
+  }
+  return { signals: sent, duration_ms: duration_ms as number, survivors, method }
+}
+
+/**
+ * Whether the worker with this id lives. Of an id that tells too little its folder is asked; without one it is `dead`,
+ * unless a worker has its number.
+ */
 export async function stateOfWorker(workBase: string, id: string): Promise<'alive' | 'dead' | 'unknown'> {
   if (!WORKSHOP_NAME.test(id)) return 'unknown'
   const path = join(workBase, id)
-  const owner = await readOwner(path)
-  if (owner !== undefined) return isPresent(owner.presence)
+  const presence = presenceOf(id, undefined) ?? (await readOwner(path))?.presence
+  if (presence !== undefined) return isPresent(presence)
   const isThere = await stat(path).then(
     () => true,
     (error: NodeJS.ErrnoException) => error.code !== 'ENOENT',
   )
-  return isThere ? 'unknown' : 'dead'
+  return isThere || (await isMaybeWorker(Number(WORKSHOP_NAME.exec(id)?.[2]))) ? 'unknown' : 'dead'
 }
 
 /** Ends one run of another worker that lives and does not do it: one that is stopped, or hangs. */
 export async function endRunOf(workBase: string, id: string, run: string): Promise<KillReceipt | undefined> {
   if (!hasProc || !WORKSHOP_NAME.test(id) || !RUN_NAME.test(run)) return undefined
-  const base = await realpath(workBase).catch(() => undefined)
-  const owner = base === undefined ? undefined : await readOwner(join(base, id))
-  const local = owner === undefined ? undefined : asLocal(owner.presence)
-  if (base === undefined || local === undefined) return undefined
+  const base = await realpath(workBase).catch(() => resolve(workBase))
+  const owner = await readOwner(join(base, id))
+  const presence = presenceOf(id, owner)
+  const local = presence === undefined ? undefined : asLocal(presence)
+  if (local === undefined) return undefined
   const [uuid, attempt] = run.split('.')
   const mark = `${id}.${uuid}.${attempt}.`
-  return killRuns({ pid: undefined, mark, workdir: join(base, id, run), startTicks: local.startTicks }, [])
+  const { startTicks } = local
+  return killRuns(
+    { pid: undefined, mark, workdir: join(base, id, run), startTicks, ...groupsOf(owner?.cgroupBase) },
+    [],
+  )
 }
 
 const NOTHING_DONE: KillReceipt = { signals: [], duration_ms: 0, survivors: [], method: hasProc ? 'proc' : 'tree' }
 
-async function endRunsOf(id: string, path: string, presence: string, pauses: readonly number[]): Promise<KillReceipt> {
-  const local = asLocal(presence)
-  if (local === undefined || isPresent(presence) !== 'dead') return NOTHING_DONE
+/** Read from a file that a run may have changed: only groups below it whose names begin with the worker's id are touched. */
+function groupsOf(path: string | undefined): { cgroupBase?: string } {
+  return path !== undefined && isAbsolute(path) && existsSync(join(path, 'cgroup.procs')) ? { cgroupBase: path } : {}
+}
+
+async function endRunsOf(
+  id: string,
+  path: string,
+  presence: string | undefined,
+  pauses: readonly number[],
+  cgroupBase?: string,
+): Promise<KillReceipt> {
+  const local = presence === undefined ? undefined : asLocal(presence)
+  if (presence === undefined || local === undefined || isPresent(presence) !== 'dead') return NOTHING_DONE
   // By this folder and this mark processes are killed: neither may be short by mistake.
   if (!isAbsolute(path) || basename(path) !== id || !WORKSHOP_NAME.test(id)) return NOTHING_DONE
-  return killRuns({ pid: undefined, mark: markOf(id), workdir: path, startTicks: local.startTicks }, pauses)
+  const { startTicks } = local
+  const runs = { pid: undefined, mark: markOf(id), workdir: path, startTicks, ...groupsOf(cgroupBase) }
+  const receipt = await killRuns(runs, pauses)
+  await removeGroups(runs)
+  return receipt
 }
 
 /**
  * What the guard of a worker does after the worker's death. Its receipt stays in the folder for whoever accounts for
  * the runs; a folder without runs is removed.
- * @returns undefined when this is no folder of a dead worker: nothing was done
+ * @param presence of the worker, as it told its guard: what is in the folder a run may have changed
+ * @param cgroupBase see Workshop; none: undefined or empty
+ * @returns undefined when that worker is not dead: nothing was done
  */
-export async function endForDeadWorker(path: string, id: string, presence: string): Promise<KillReceipt | undefined> {
+export async function endForDeadWorker(
+  path: string,
+  id: string,
+  presence: string,
+  cgroupBase?: string,
+): Promise<KillReceipt | undefined> {
   if (!isAbsolute(path) || basename(path) !== id || !WORKSHOP_NAME.test(id)) return undefined
-  const owner = await readOwner(path)
-  // A run may have removed the folder with all in it: its processes are ended all the same.
-  if (owner !== undefined && owner.presence !== presence) return undefined
-  if (asLocal(presence) === undefined || isPresent(presence) !== 'dead') return undefined
-  const receipt = await endRunsOf(id, path, presence, LOOK_AGAIN_MS)
+  for (const each of [presence, presenceOf(id, undefined) ?? presence]) {
+    if (asLocal(each) === undefined || isPresent(each) !== 'dead') return undefined
+  }
+  const receipt = await endRunsOf(id, path, presence, LOOK_AGAIN_MS, cgroupBase)
   if ((await listRuns(path)).length === 0) await removeFolder(path)
   // It fails where another has accounted for all and removed the folder meanwhile.
   else await writeDocument(path, END_FILE, { ended: new Date().toISOString(), receipt }).catch(() => undefined)

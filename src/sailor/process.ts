@@ -34,3 +34,13 @@ export function isAlive(pid: number, startTicks: number): boolean {
 export function uptimeSeconds(): number {
   return Number(readFileSync('/proc/uptime', 'latin1').split(' ', 1)[0])
 }
+
+/** Seconds that its first thread has waited for a processor since it began; undefined where the kernel does not tell. */
+export function waitedSeconds(pid: number): number | undefined {
+  try {
+    const nanoseconds = Number(readFileSync(`/proc/${pid}/schedstat`, 'latin1').split(' ')[1])
+    return Number.isNaN(nanoseconds) ? undefined : nanoseconds / 1e9
+  } catch {
+    return undefined
+  }
+}

@@ -14,35 +14,18 @@
  */
 
 import { randomBytes } from 'node:crypto'
-import { constants, type Stats } from 'node:fs'
-import {
-  access,
-  type FileHandle,
-  link,
-  lstat,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  unlink,
-  utimes,
-} from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { isUuid } from '../job/package.ts'
-import { checkPublication, checkUuid, errnoOf, isFileName, openSource } from './publication.ts'
+import { LOCK, readLock, takeLock } from './lock.ts'
+import { checkPublication, checkUuid, errnoOf, isAbsence, isFileName, openSource, statOf } from './publication.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
 const STALE_MS = 3_600_000
 /** A disk on which not even this has room is full. */
 const PROBE_BYTES = 64 * 1024
-const LOCK_STALE_MS = 60_000
-const LOCK_WAIT_MS = 30_000
-const LOCK_POLL_MS = 50
 const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
 
 /** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
@@ -56,6 +39,10 @@ interface Base {
   readonly durable: Set<string>
   /** Device and inode at the first use: after an unmount another directory has its name. */
   identity: string | undefined
+  /** texts of the locks that are held here */
+  readonly locks: Set<string>
+  /** whether the publisher's folder is good for staging */
+  staging?: { readonly folder: string | undefined; readonly isUsable: boolean }
 }
 
 /** Bytes that wait, durable, for their published name. */
@@ -67,17 +54,18 @@ interface Staged {
 const ANYBODY: Publisher = { identity: '', stateOf: () => 'unknown' }
 
 export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY): Promise<LocalStore> {
-  const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined }
+  const base: Base = { path: resolve(baseDir), publisher, durable: new Set(), identity: undefined, locks: new Set() }
   return {
     check: async () => {
-      // First: where another directory has its name by now, nothing is to be written.
-      const problem = await checkIdentity(base).then(
-        () => undefined,
-        (error: Error) => error.message,
-      )
-      return base.identity !== undefined && problem !== undefined ? [problem] : checkBase(base.path)
+      // What an unmount leaves is not to be written into, by a check either.
+      const other = base.identity === undefined ? undefined : await checkIdentity(base).catch((error: Error) => error)
+      if (other !== undefined) return [other.message]
+      const problems = await checkBase(base.path)
+      if (problems.length === 0) await checkIdentity(base)
+      return problems
     },
     prepare: (uuid) => prepare(base, uuid),
+    tidy: (uuid) => tidy(base, uuid),
     publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),
     writeStatus: (uuid, status) => writeStatus(base, uuid, status),
     read: async (uuid, document) => {
@@ -104,13 +92,18 @@ async function prepare(base: Base, uuid: string): Promise<void> {
   const dir = jobDir(base.path, uuid)
   await guard(base.path, async () => {
     await makeJobDir(base, dir)
-    for (const path of [dirname(dir), dir]) {
-      if ((await lstat(path)).isDirectory()) continue
-      const remedy = 'results below it are never served; put a directory in its place'
-      throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
-    }
+    await checkJobDir(dir)
     await access(dir, constants.W_OK | constants.X_OK)
   })
+}
+
+/** @throws StoreError when what is published there would never be served */
+async function checkJobDir(dir: string): Promise<void> {
+  for (const path of [dirname(dir), dir]) {
+    if ((await lstat(path)).isDirectory()) continue
+    const remedy = 'results below it are never served; put a directory in its place'
+    throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
+  }
 }
 
 async function publish(
@@ -127,12 +120,14 @@ async function publish(
   try {
     const committed = await guard(base.path, async () => {
       await makeJobDir(base, dir)
+      // An algorithm may have put something else there since it was prepared.
+      await checkJobDir(dir)
       unlock = await lockJob(base, dir)
       return (await statOf(join(dir, 'result.json'))) !== undefined
     })
     // The job is complete: nothing that comes later may change or contradict it.
     if (committed) return false
-    await guard(base.path, () => stage(dir, publication, staged))
+    await guard(base.path, () => stage(base, dir, publication, staged))
     if (!(await beforeCommit())) return false
     const { files, status, commit } = inOrder(staged)
     await guard(base.path, async () => {
@@ -164,61 +159,20 @@ async function commitResult(dir: string, commit: Staged): Promise<boolean> {
   }
 }
 
-const LOCK = '.publishing'
-
 /** One publication of a job at a time: two workers with one result directory may have the same uuid in hand. */
 async function lockJob(base: Base, dir: string): Promise<() => Promise<void>> {
-  const path = join(dir, LOCK)
-  const own = join(dir, temporaryName())
-  const text = `${base.publisher.identity}\n${own}\n`
-  const handle = await open(own, 'wx')
-  try {
-    await handle.writeFile(text).finally(() => handle.close())
-    const deadline = performance.now() + LOCK_WAIT_MS
-    // By link(2), so that a lock is never seen without its owner.
-    while (!(await link(own, path).then(() => true, isNotTaken))) {
-      await breakDeadLock(base, path)
-      if (performance.now() > deadline) {
-        throw new StoreError('unavailable', `${dir}: another worker is publishing this job and does not come to an end`)
-      }
-      await sleep(LOCK_POLL_MS)
-    }
-  } finally {
-    await rm(own, { force: true }).catch(() => undefined)
-  }
-  const renew = () => utimes(path, new Date(), new Date()).catch(() => undefined)
-  const timer = setInterval(renew, LOCK_STALE_MS / 6)
-  return async () => {
-    clearInterval(timer)
-    if ((await readLock(path)) === text) await rm(path, { force: true }).catch(() => undefined)
-  }
+  return takeLock(join(dir, LOCK), await openTemporary(base, dir), base)
 }
 
-function isNotTaken(error: unknown): false {
-  if (errnoOf(error) !== 'EEXIST') throw error
-  return false
-}
-
-function readLock(path: string): Promise<string | undefined> {
-  return readFile(path, 'utf8').catch(() => undefined)
-}
-
-/** Moved aside first: of two that break it at once, the slower one must not remove the lock that the other made since. */
-async function breakDeadLock({ publisher }: Base, path: string): Promise<void> {
-  const text = await readLock(path)
-  if (text === undefined) return
-  const [identity = ''] = text.split('\n')
-  const state = identity === '' ? 'unknown' : publisher.stateOf(identity)
-  const age = Date.now() - ((await statOf(path))?.mtimeMs ?? Date.now())
-  if (state === 'alive' || (state === 'unknown' && age < LOCK_STALE_MS)) return
-  const aside = join(dirname(path), temporaryName())
-  const isMoved = await rename(path, aside).then(
-    () => true,
-    () => false,
-  )
-  if (!isMoved) return
-  if ((await readLock(aside)) !== text) await link(aside, path).catch(() => undefined)
-  await rm(aside, { force: true })
+/** Without a lock there is nothing to tidy: what is published under one is staged elsewhere. */
+async function tidy(base: Base, uuid: string): Promise<void> {
+  checkUuid(uuid)
+  const dir = jobDir(base.path, uuid)
+  await guard(base.path, async () => {
+    if ((await readLock(join(dir, LOCK))) === undefined) return
+    const unlock = await lockJob(base, dir)
+    await unlock()
+  })
 }
 
 function inOrder(staged: readonly Staged[]): { files: Staged[]; status: Staged[]; commit: Staged | undefined } {
@@ -236,7 +190,7 @@ async function writeStatus(base: Base, uuid: string, status: string): Promise<vo
   try {
     await guard(base.path, async () => {
       await makeJobDir(base, dir)
-      await stageText(dir, 'status.json', status, staged)
+      await stageText(base, dir, 'status.json', status, staged)
       for (const file of [...staged]) await moveInto(dir, file, staged)
       await syncDirectories(base, dir)
     })
@@ -305,27 +259,34 @@ async function makeDirectory(path: string): Promise<boolean> {
 }
 
 /** Brings all that is to be published onto the store's disk; what it makes is added to `staged` at once. */
-async function stage(dir: string, publication: Publication, staged: Staged[]): Promise<void> {
+async function stage(base: Base, dir: string, publication: Publication, staged: Staged[]): Promise<void> {
   const device = (await stat(dir)).dev
   const { files, status, result } = publication
   const work = [...files].map(
     ([name, source]) =>
       () =>
-        stageFile(dir, name, source, device, staged),
+        stageFile(base, dir, name, source, device, staged),
   )
-  work.push(() => stageText(dir, 'status.json', status, staged))
-  if (result !== undefined) work.push(() => stageText(dir, 'result.json', result, staged))
+  work.push(() => stageText(base, dir, 'status.json', status, staged))
+  if (result !== undefined) work.push(() => stageText(base, dir, 'result.json', result, staged))
   for (let i = 0; i < work.length; i += STAGED_AT_ONCE) {
     const ended = await Promise.allSettled(work.slice(i, i + STAGED_AT_ONCE).map((begin) => begin()))
     for (const end of ended) if (end.status === 'rejected') throw end.reason
   }
 }
 
-async function stageFile(dir: string, name: string, source: string, device: number, staged: Staged[]): Promise<void> {
+async function stageFile(
+  base: Base,
+  dir: string,
+  name: string,
+  source: string,
+  device: number,
+  staged: Staged[],
+): Promise<void> {
   const handle = await openSource(name, source)
   try {
     if ((await handle.stat()).dev !== device) {
-      await writeTemporary(dir, name, handle.createReadStream({ autoClose: false }), staged)
+      await writeTemporary(base, dir, name, handle.createReadStream({ autoClose: false }), staged)
       return
     }
     await handle.sync()
@@ -335,24 +296,63 @@ async function stageFile(dir: string, name: string, source: string, device: numb
   }
 }
 
-async function stageText(dir: string, name: string, text: string, staged: Staged[]): Promise<void> {
-  await writeTemporary(dir, name, [Buffer.from(text)], staged)
+async function stageText(base: Base, dir: string, name: string, text: string, staged: Staged[]): Promise<void> {
+  await writeTemporary(base, dir, name, [Buffer.from(text)], staged)
 }
 
 async function writeTemporary(
+  base: Base | undefined,
   dir: string,
   name: string,
   chunks: Iterable<Buffer> | AsyncIterable<Buffer>,
   staged: Staged[],
 ): Promise<void> {
-  const path = join(dir, temporaryName())
-  const handle = await open(path, 'wx')
+  const { path, handle } = await openTemporary(base, dir)
   staged.push({ name, path })
   try {
     for await (const chunk of chunks) await writeWhole(handle, chunk)
     await handle.sync()
   } finally {
     await handle.close()
+  }
+}
+
+/** In the publisher's folder; in the job's own where there is none, it is gone, or on another disk. */
+async function openTemporary(base: Base | undefined, dir: string): Promise<{ path: string; handle: FileHandle }> {
+  const staging = base === undefined ? undefined : await findStaging(base)
+  const name = temporaryName()
+  if (staging !== undefined) {
+    const path = join(staging, name)
+    const handle = await open(path, 'wx').catch((error: unknown) => {
+      if (errnoOf(error) !== 'ENOENT') throw error
+      return undefined
+    })
+    if (handle !== undefined) return { path, handle }
+  }
+  const path = join(dir, name)
+  return { path, handle: await open(path, 'wx') }
+}
+
+/** Tried once: two mounts of one disk have one device number and still refuse a link from one to the other. */
+async function findStaging(base: Base): Promise<string | undefined> {
+  const { staging } = base.publisher
+  if (staging === undefined || base.staging?.folder !== staging) {
+    const probe = temporaryName()
+    const isUsable = staging !== undefined && (await canLink(join(staging, probe), join(base.path, probe)))
+    base.staging = { folder: staging, isUsable }
+  }
+  return base.staging.isUsable ? staging : undefined
+}
+
+async function canLink(from: string, to: string): Promise<boolean> {
+  try {
+    await (await open(from, 'wx')).close()
+    await link(from, to)
+    return true
+  } catch {
+    return false
+  } finally {
+    for (const path of [from, to]) await rm(path, { force: true }).catch(() => undefined)
   }
 }
 
@@ -378,7 +378,7 @@ async function moveInto(dir: string, file: Staged, staged: Staged[]): Promise<vo
   const handle = await openSource(file.name, file.path)
   const copies: Staged[] = []
   try {
-    await writeTemporary(dir, file.name, handle.createReadStream({ autoClose: false }), copies)
+    await writeTemporary(undefined, dir, file.name, handle.createReadStream({ autoClose: false }), copies)
   } finally {
     staged.push(...copies)
     await handle.close()
@@ -456,31 +456,17 @@ async function checkBase(base: string): Promise<string[]> {
 
 /** Scratch directories of runs lie on the same disk, so that outputs are published by a rename. */
 async function checkWorkDir(path: string): Promise<string[]> {
-  try {
-    await mkdir(path, { mode: 0o700 })
-  } catch (error) {
+  await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
     if (errnoOf(error) !== 'EEXIST') throw error
-  }
-  if ((await stat(path)).isDirectory()) return []
-  return [`${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`]
+  })
+  const advice = `${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`
+  if (!(await stat(path)).isDirectory()) return [advice]
+  await access(path, constants.R_OK | constants.W_OK | constants.X_OK)
+  return []
 }
 
 function shellWord(text: string): string {
   return /^[A-Za-z0-9_./:@%+,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
-}
-
-async function statOf(path: string): Promise<Stats | undefined> {
-  try {
-    return await lstat(path)
-  } catch (error) {
-    if (isAbsence(error)) return undefined
-    throw error
-  }
-}
-
-/** Codes that mean: nothing of that name is there that we would serve. */
-function isAbsence(error: unknown): boolean {
-  return ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EISDIR'].includes(errnoOf(error))
 }
 
 async function guard<T>(base: string, work: () => Promise<T>): Promise<T> {

@@ -1,7 +1,7 @@
 /** What a store takes: the names, and the files that bytes are read from. The same for every driver. */
 
-import { constants } from 'node:fs'
-import { type FileHandle, open } from 'node:fs/promises'
+import { constants, type Stats } from 'node:fs'
+import { type FileHandle, lstat, open } from 'node:fs/promises'
 import { describe, isUuid, uuidProblem } from '../job/package.ts'
 import { type Publication, StoreError } from './store.ts'
 
@@ -57,4 +57,19 @@ export async function openSource(name: string, source: string): Promise<FileHand
 /** The system's code of an error, such as ENOSPC; empty when it has none. */
 export function errnoOf(error: unknown): string {
   return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : ''
+}
+
+/** What a name stands for, links not followed; undefined when nothing of that name is there. */
+export async function statOf(path: string): Promise<Stats | undefined> {
+  try {
+    return await lstat(path)
+  } catch (error) {
+    if (isAbsence(error)) return undefined
+    throw error
+  }
+}
+
+/** Codes that mean: nothing of that name is there that we would serve. */
+export function isAbsence(error: unknown): boolean {
+  return ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EISDIR'].includes(errnoOf(error))
 }

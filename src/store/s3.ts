@@ -67,7 +67,7 @@ export async function openS3(options: S3Options): Promise<Store> {
       checkUuid(uuid)
       await putText(bucket, uuid, 'status.json', status)
     },
-    read: (uuid, document) => readDocument(bucket, uuid, document),
+    read: (uuid, document, signal) => readDocument(bucket, uuid, document, signal),
     close: async () => bucket.client.destroy(),
   }
 }

@@ -18,6 +18,11 @@ export interface Publisher {
   /** one line */
   readonly identity: string
   stateOf(identity: string): 'alive' | 'dead' | 'unknown'
+  /**
+   * A folder of the publisher's alone, on the same disk, for what is not published yet: should it die in the middle,
+   * that is removed with it. Undefined: the job's own directory.
+   */
+  readonly staging?: string | undefined
 }
 
 /** A document or file of a job as a reader gets it. */
@@ -40,8 +45,8 @@ export interface Store {
   publish(publication: Publication, beforeCommit?: () => Promise<boolean>): Promise<boolean>
   /** Replaces only `status.json`. @throws StoreError */
   writeStatus(uuid: string, status: string): Promise<void>
-  /** Text of a document, or undefined when there is none. @throws StoreError */
-  read(uuid: string, document: 'status.json' | 'result.json'): Promise<string | undefined>
+  /** Text of a document, or undefined when there is none. `signal` gives up a store that takes long. @throws StoreError */
+  read(uuid: string, document: 'status.json' | 'result.json', signal?: AbortSignal): Promise<string | undefined>
   close(): Promise<void>
 }
 
@@ -49,6 +54,8 @@ export interface Store {
 export interface LocalStore extends Store {
   /** Makes a job's directory, before its algorithm runs: what cannot be published must not be run. @throws StoreError */
   prepare(uuid: string): Promise<void>
+  /** Removes what a publisher that died left in a job's directory. @throws StoreError */
+  tidy(uuid: string): Promise<void>
   /**
    * A published file, or undefined when there is none that may be served: the uuid or name is malformed, it is no
    * regular file, it is a link, or it is an output of a job whose result is not committed yet.

@@ -55,13 +55,14 @@ export async function takeAccount(
     const still = openAttempt(tracked)
     if (still !== undefined) return { kind: 'busy', worker: still.worker }
   }
-  if (tracked?.state === 'failed' && isUnburied(tracked, reservation)) {
-    return { kind: 'unburied', reason: history.status?.reason ?? 'it failed for good' }
+  const isUnburied = tracked?.state === 'failed' && isSameUnburied(tracked, reservation)
+  if (isUnburied && history.status?.state === 'failed') {
+    return { kind: 'unburied', reason: history.status.reason ?? 'it failed for good' }
   }
-  const own = tracked?.state === 'open' ? tracked.attempts : []
+  const own = tracked?.state === 'open' || isUnburied ? (tracked?.attempts ?? []) : []
   const previous = mergeRecords(countedAttempts(history), own)
   const attempt = (previous.at(-1)?.attempt ?? 0) + 1
-  if (attempt > maxAttempts) {
+  if (attempt > maxAttempts || isUnburied) {
     return { kind: 'exhausted', outcome: { kind: 'exhausted', detail: whyExhausted(previous, maxAttempts) }, previous }
   }
   const faults = own.filter(({ record }) => readRecord(record)?.outcome === 'worker_fault').length
@@ -72,9 +73,12 @@ function openAttempt(tracked: TrackedJob | undefined): TrackedAttempt | undefine
   return tracked?.attempts.find(({ ended }) => ended === undefined)
 }
 
-/** The same ticket, and never buried: nobody kicked it. The broker keeps that count over a restart. */
-function isUnburied(tracked: TrackedJob, reservation: Reservation): boolean {
-  return tracked.attempts.at(-1)?.ticket === reservation.ticket && reservation.buries === 0
+/**
+ * The same ticket, reserved before, and never buried: nobody kicked it. A broker without a binlog gives tickets anew; that
+ * the job was reserved before is forgotten by a restart, and then it begins anew.
+ */
+function isSameUnburied(tracked: TrackedJob, { ticket, buries, reserves }: Reservation): boolean {
+  return tracked.attempts.at(-1)?.ticket === ticket && buries === 0 && reserves > 1
 }
 
 /** @returns true when the attempt is not open any more */
@@ -102,7 +106,10 @@ async function closeAbandoned(context: SlotContext, open: TrackedAttempt): Promi
   }
 }
 
-/** By number. What was published of an attempt tells more than that its worker died thereafter. */
+/**
+ * By number. What was published of an attempt tells more than that its worker died thereafter; but of a success without
+ * its result only the status was published.
+ */
 function mergeRecords(
   published: readonly AttemptRecord[],
   tracked: readonly TrackedAttempt[],
@@ -111,7 +118,8 @@ function mergeRecords(
   for (const { counts, record: text } of tracked) {
     const record = counts ? readRecord(text) : undefined
     if (record === undefined) continue
-    if (record.outcome === 'abandoned' && records.has(record.attempt)) continue
+    const known = records.get(record.attempt)
+    if (record.outcome === 'abandoned' && known !== undefined && known.outcome !== 'success') continue
     records.set(record.attempt, record)
   }
   return [...records.values()].sort((a, b) => a.attempt - b.attempt)

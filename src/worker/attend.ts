@@ -39,6 +39,7 @@ const TWIN_DELAY_SECONDS = 1
 /** The copies of a failed attempt may take this long before the job is settled; the outbox goes on without us. */
 const FAILURE_PATIENCE_MS = 3_000
 const SHOWN_STDOUT_BYTES = 4096
+const MOST_FREE_FAULTS = 10
 
 /** What a slot is doing, for people. */
 export interface Doing {
@@ -128,7 +129,7 @@ async function withFaults(hand: Hand, uuid: string | undefined, action: () => Pr
     const faults = hand.doing.faults + 1
     const settlement = settle({ kind: 'worker_fault', detail }, faults, 1, context.retryRules, Math.random())
     await tellBroker(hand, settlement, uuid)
-    await context.onFault(detail)
+    await context.isMachineAtFault(detail)
     return true
   }
 }
@@ -147,13 +148,13 @@ async function work(job: Job): Promise<void> {
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
   const account = await takeAccount(context, ref.uuid, reservation, history, maxAttempts)
   if (account.kind !== 'begin') return endWithoutRun(job, account, history)
-  await context.stores.local.prepare(ref.uuid)
   await begin(job, algorithm, account.turn)
 }
 
 /** Its result is there: it was published before its worker could settle it, or it was put twice. */
 async function finishEarlier(job: Job): Promise<void> {
   const { context, ref } = job
+  await context.stores.local.tidy(ref.uuid)
   const tracked = await context.tracker.read(ref.uuid)
   if (tracked?.state !== 'complete') {
     await context.tracker.mark(ref.uuid, ref.type, 'complete', context.outbox !== undefined)
@@ -177,14 +178,42 @@ async function endWithoutRun(
     case 'exhausted': {
       const { outcome, previous } = account
       const settlement = settle(outcome, previous.length, previous.length, context.retryRules, 0)
-      const facts = factsOf(job, '')
-      await publishFailure(context.stores, facts, previous, settlement, outcome, undefined, () => job.hold.isOurs())
+      if (!(await publishBurial(job, factsOf(job, ''), previous, settlement, outcome))) return leave(job)
       await context.tracker.mark(ref.uuid, ref.type, 'failed', context.outbox !== undefined)
       context.bus.emit({ ...ref, event: 'job_refused', outcome, error: reasonOf(outcome) })
       return settleJob(job, previous.length, settlement)
     }
     default:
       throw new TypeError(`unhandled ${JSON.stringify(account satisfies never)}`)
+  }
+}
+
+/** Nothing was published: the reservation was lost meanwhile, or the job is complete. */
+async function leave(job: Job): Promise<void> {
+  const { isComplete } = await readHistory(job.context.stores, job.ref.uuid, false)
+  return isComplete ? finishEarlier(job) : settleJob(job, 0, { action: 'none' })
+}
+
+/**
+ * Where its own directory is what cannot be written to (an algorithm saw to that), the job is buried all the same.
+ * @returns false when nothing was published: the job is complete, or no longer ours
+ */
+async function publishBurial(
+  hand: Hand,
+  facts: JobFacts,
+  attempts: readonly AttemptRecord[],
+  settlement: Settlement,
+  outcome: Outcome,
+): Promise<boolean> {
+  const { context, hold, slot, reservation } = hand
+  const isOurs = () => hold.isOurs()
+  try {
+    return await publishFailure(context.stores, facts, attempts, settlement, outcome, undefined, isOurs)
+  } catch (error) {
+    if (!(error instanceof StoreError) || (await context.isMachineAtFault(error.message))) throw error
+    const subject = { slot, ticket: reservation.ticket, uuid: facts.uuid }
+    context.bus.emit({ event: 'publish_failed', ...subject, store: 'local', error: error.message })
+    return true
   }
 }
 
@@ -208,6 +237,8 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
   }
   let workdir: Workdir | undefined
   try {
+    // Only now: a directory that refuses is a fault that is counted, so that the wait grows.
+    await context.stores.local.prepare(ref.uuid)
     workdir = await createWorkdir(
       ...([context.workshop, runId, job.workPackage.payloadJson] as const),
       ...([context.settingsFor(algorithm), algorithm.user] as const),
@@ -215,27 +246,33 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
     const attempt: Attempt = { ...job, algorithm, workdir, turn, fence }
     await conclude(attempt, await run(attempt))
   } catch (error) {
-    if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error)
+    if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error, turn)
     throw error
   } finally {
     if (workdir !== undefined) await removeWorkdir(workdir)
   }
 }
 
-/** Where even the tracker does not answer, the attempt stays open, and the next look at the job closes it. */
+/**
+ * Where even the tracker does not answer, the attempt stays open, and the next look at the job closes it. A job that
+ * meets faults again and again on a machine that does well for others spends attempts at last: it would run for ever.
+ */
 async function closeFaulty(
   { context, ref }: Job,
   start: { attempt: number; started: string },
   fence: number,
   error: unknown,
+  { faults }: Turn,
 ): Promise<void> {
   const ended = new Date().toISOString()
+  const message = error instanceof Error ? error.message : String(error)
+  const counts = faults >= MOST_FREE_FAULTS && !(await context.isMachineAtFault(message))
   const record: AttemptRecord = {
     ...{ attempt: start.attempt, worker: context.name, started: start.started, ended, duration_seconds: 0 },
     ...{ outcome: 'worker_fault', exit_code: null, stderr_tail: '' },
-    error: error instanceof Error ? error.message : String(error),
+    error: message,
   }
-  const end = { ended, counts: false, record: JSON.stringify(record), state: 'open', outbox: false } as const
+  const end = { ended, counts, record: JSON.stringify(record), state: 'open', outbox: false } as const
   await context.tracker.end(ref.uuid, fence, end).catch((cause: unknown) => {
     if (!(cause instanceof TrackerError)) throw cause
   })
@@ -271,6 +308,7 @@ async function run(job: Attempt): Promise<RunReport> {
     ttrSeconds: reservation.ttrSeconds,
     limitSeconds,
     environment: context.environment,
+    groups: context.groups,
     maxOutputBytes: context.maxOutputBytes,
     maxScratchBytes: context.maxScratchBytes,
     signal: job.signal,
@@ -355,7 +393,7 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   forgetRun(job)
   await context.outbox?.delivered(ref.uuid, FAILURE_PATIENCE_MS, job.signal)
   await settleJob(job, attempt, settlement)
-  if (outcome.kind === 'worker_fault') await context.onFault(outcome.detail)
+  if (outcome.kind === 'worker_fault') await context.isMachineAtFault(outcome.detail)
 }
 
 /** The reservation and the newest attempt. */
@@ -389,8 +427,10 @@ async function endAttempt(
  */
 async function discard(job: Attempt, record: AttemptRecord): Promise<void> {
   const { context, ref, hold, turn } = job
-  const lost: AttemptRecord = record.outcome === 'interrupted' ? record : { ...record, outcome: 'lost' }
-  await endAttempt(job, lost, 'open', false)
+  // One that had all its time has spent it, lost or not: it may be what holds up its worker.
+  const isSpent = record.outcome === 'timed_out'
+  const isPlain = isSpent || record.outcome === 'interrupted'
+  await endAttempt(job, isPlain ? record : { ...record, outcome: 'lost' }, 'open', isSpent)
   forgetRun(job)
   if (!(await hold.isOurs())) return settleJob(job, turn.attempt, { action: 'none' })
   const { isComplete } = await readHistory(context.stores, ref.uuid, false)
@@ -437,10 +477,11 @@ async function refuse(hand: Hand, outcome: Outcome, known: Known): Promise<void>
     ...(type === undefined ? {} : { type }),
   }
   // A uuid that has documents already belongs to another job: this one must not speak in its name.
-  if (isUuid(uuid) && !(await isKnown(hand, uuid))) {
+  const earlier = isUuid(uuid) ? await earlierAttempts(hand, uuid) : undefined
+  if (uuid !== undefined && earlier !== undefined) {
     const facts: JobFacts = { uuid, type: type ?? null, tags, version: '', worker: context.name }
-    await publishFailure(context.stores, facts, [], settlement, outcome, undefined, () => hand.hold.isOurs())
-    if (context.outbox !== undefined) {
+    const isPublished = await publishBurial(hand, facts, earlier, settlement, outcome)
+    if (isPublished && context.outbox !== undefined) {
       await context.tracker.outbox.put(uuid)
       context.outbox.wake()
     }
@@ -449,9 +490,19 @@ async function refuse(hand: Hand, outcome: Outcome, known: Known): Promise<void>
   if (await tellBroker(hand, settlement, uuid)) context.onSettled(settlement)
 }
 
-async function isKnown(hand: Hand, uuid: string): Promise<boolean> {
-  const { status, isComplete } = await readHistory(hand.context.stores, uuid, false)
-  return isComplete || (status !== undefined && status.state !== 'failed')
+/** Those of this job, or of one of that uuid that failed for good; undefined when another one of that uuid did not. */
+async function earlierAttempts(
+  { context, reservation }: Hand,
+  uuid: string,
+): Promise<readonly AttemptRecord[] | undefined> {
+  const { status, isComplete } = await readHistory(context.stores, uuid, false)
+  const { state, attempts = [] } = (await context.tracker.read(uuid)) ?? {}
+  if (isComplete || context.running.get(uuid) !== undefined) return undefined
+  if (attempts.some(({ ended }) => ended === undefined)) return undefined
+  const isSameJob = attempts.at(-1)?.ticket === reservation.ticket
+  if (state === 'open' && attempts.length > 0 && !isSameJob) return undefined
+  if (status === undefined) return []
+  return status.state === 'failed' || isSameJob ? status.attempts : undefined
 }
 
 async function settleJob(job: Job, attempt: number, settlement: Settlement): Promise<void> {

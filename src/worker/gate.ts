@@ -9,6 +9,7 @@ export interface Gate {
   readonly isOpen: boolean
   /** why it is closed, one line; undefined while it is open */
   readonly reason: string | undefined
+  has(obstacle: Obstacle): boolean
   close(obstacle: Obstacle, reason: string): void
   /** Takes one obstacle away. */
   clear(obstacle: Obstacle): void
@@ -27,6 +28,7 @@ export function makeGate(onClose: () => void): Gate {
     get reason() {
       return reasons.get('fault') ?? reasons.get('quiet')
     },
+    has: (obstacle) => reasons.has(obstacle),
     close(obstacle, reason) {
       const wasOpen = reasons.size === 0
       reasons.set(obstacle, reason)

@@ -24,6 +24,8 @@ export interface Hold {
   isOurs(): Promise<boolean>
   /** Tells the broker, again if the connection breaks meanwhile. False when there was nothing of ours left to settle. */
   settle(tell: (reservation: Reservation) => Promise<void>): Promise<boolean>
+  /** The connection is gone: the reservation is taken back now, not when it is touched next. */
+  onClosed(): void
   /** Gives up at once what is being taken back: the worker stops. */
   abandon(): void
   stop(): void
@@ -100,6 +102,10 @@ class TouchingHold implements Hold {
         if (!(await this.#regain(error))) return false
       }
     }
+  }
+
+  onClosed(): void {
+    if (!this.#giveUp.signal.aborted) void this.#touch()
   }
 
   abandon(): void {

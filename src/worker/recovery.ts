@@ -6,11 +6,12 @@
 
 import { basename } from 'node:path'
 import type { KillReceipt } from '../job/outcome.ts'
-import type { AttemptRecord } from '../job/result.ts'
+import { type AttemptRecord, parseStatus } from '../job/result.ts'
 import type { Stores } from '../publish.ts'
 import type { Bus } from '../report/events.ts'
 import {
   type DeadWorkshop,
+  endOrphans,
   endRunOf,
   endWorkshop,
   findDeadWorkshops,
@@ -18,12 +19,12 @@ import {
   removeWorkshop,
   stateOfWorker,
 } from '../run/workshop.ts'
-import type { TrackedAttempt, Tracker } from '../tracker/tracker.ts'
+import { type JobState, type TrackedAttempt, type Tracker, TrackerError } from '../tracker/tracker.ts'
 
 export interface Recovery {
   /** Whether the worker with that workshop lives. */
   stateOf(workerId: string): Promise<'alive' | 'dead' | 'unknown'>
-  /** Ends and accounts for all that dead workers left. @throws TrackerError */
+  /** Ends and accounts for all that dead workers left. What withstands is told, and left for later. @throws TrackerError */
   recoverAll(): Promise<void>
   /** The same for one worker; does nothing when it lives. @throws TrackerError */
   recoverWorker(workerId: string): Promise<void>
@@ -58,11 +59,34 @@ export function makeRecovery(options: RecoveryOptions): Recovery {
     await doing
   }
 
-  /** Whose workshop is gone: removed by hand, or by a worker that died before it could account for it. */
+  async function recoverFound(workerId?: string): Promise<void> {
+    await survive(options.bus, workBase, async () => {
+      for (const dead of await findDeadWorkshops(workBase)) {
+        if (workerId === undefined || dead.id === workerId)
+          await survive(options.bus, dead.path, () => recoverOnce(dead))
+      }
+    })
+    await closeOrphans(workerId)
+  }
+
+  /**
+   * Whose workshop is gone: removed by hand, by a run, or by a worker that died before it could account for it. One that is there
+   * holds the evidence: its worker died since we looked, or another worker is at it.
+   */
   async function closeOrphans(workerId?: string): Promise<void> {
+    const ended = new Set<string>()
     for (const attempt of await tracker.openAttempts(workerId)) {
-      if (attempt.worker === options.workerId || (await stateOfWorker(workBase, attempt.worker)) !== 'dead') continue
-      await closeAttempt(options, attempt, 'abandoned', 'its worker died in the middle of it')
+      const { worker } = attempt
+      if (worker === options.workerId || (await stateOfWorker(workBase, worker)) !== 'dead') continue
+      await survive(options.bus, describe(attempt), async () => {
+        // Where they cannot be listed, which was told, there is no evidence to be had.
+        const found = ended.has(worker) ? [] : await findDeadWorkshops(workBase).catch(() => [])
+        const dead = found.find(({ id }) => id === worker)
+        if (dead !== undefined) await recoverOnce(dead)
+        else if (!ended.has(worker)) await endOrphans(workBase, worker)
+        ended.add(worker)
+        await closeAttempt(options, attempt, 'abandoned', 'its worker died in the middle of it')
+      })
     }
   }
 
@@ -70,14 +94,25 @@ export function makeRecovery(options: RecoveryOptions): Recovery {
     stateOf: (workerId) => stateOfWorker(workBase, workerId),
     close: (attempt, outcome, why) => closeAttempt(options, attempt, outcome, why),
     endRun: (attempt) => endRunOf(workBase, attempt.worker, attempt.run),
-    async recoverAll() {
-      for (const dead of await findDeadWorkshops(workBase)) await recoverOnce(dead)
-      await closeOrphans()
-    },
-    async recoverWorker(workerId) {
-      for (const dead of await findDeadWorkshops(workBase)) if (dead.id === workerId) await recoverOnce(dead)
-      await closeOrphans(workerId)
-    },
+    recoverAll: () => recoverFound(),
+    recoverWorker: (workerId) => recoverFound(workerId),
+  }
+}
+
+function describe({ uuid, attempt }: TrackedAttempt): string {
+  return `attempt ${attempt} of ${uuid}`
+}
+
+/** A run may leave anything in any state: what cannot be accounted for keeps nothing else from it. @throws TrackerError */
+async function survive(bus: Bus, what: string, work: () => Promise<void>): Promise<boolean> {
+  try {
+    await work()
+    return true
+  } catch (error) {
+    if (error instanceof TrackerError) throw error
+    const why = error instanceof Error ? error.message : String(error)
+    bus.emit({ event: 'worker_problem', problem: `what a dead worker left, ${what}, waits: ${why}` })
+    return false
   }
 }
 
@@ -86,18 +121,22 @@ async function recover(options: RecoveryOptions, dead: DeadWorkshop): Promise<vo
   const { receipt } = await endWorkshop(dead)
   const name = dead.owner?.name ?? dead.id
   const attempts = await tracker.openAttempts(dead.id)
+  let closed = 0
   for (const attempt of attempts) {
-    const run = dead.runs.find(({ path }) => basename(path) === attempt.run)
-    const { stderrTail } = run === undefined ? { stderrTail: '' } : await readRunEvidence(run)
-    const kill = receipt.signals.length > 0 ? receipt : undefined
-    const why = `its worker (${name}) died in the middle of it`
-    await closeAttempt(options, attempt, 'abandoned', why, { stderrTail, kill })
+    const isClosed = await survive(bus, describe(attempt), async () => {
+      const run = dead.runs.find(({ path }) => basename(path) === attempt.run)
+      const { stderrTail } = run === undefined ? { stderrTail: '' } : await readRunEvidence(run)
+      const kill = receipt.signals.length > 0 ? receipt : undefined
+      const why = `its worker (${name}) died in the middle of it`
+      await closeAttempt(options, attempt, 'abandoned', why, { stderrTail, kill })
+    })
+    if (isClosed) closed++
   }
   await tracker.outbox.giveBack(dead.id)
   const { survivors } = receipt
-  // With survivors it stays, and is found again.
-  if (survivors.length === 0) await removeWorkshop(dead)
-  bus.emit({ event: 'worker_recovered', worker: name, attempts: attempts.length, survivors })
+  // With survivors, or evidence that is still needed, it stays, and is found again.
+  if (survivors.length === 0 && closed === attempts.length) await removeWorkshop(dead)
+  bus.emit({ event: 'worker_recovered', worker: name, attempts: closed, survivors })
 }
 
 async function closeAttempt(
@@ -109,14 +148,22 @@ async function closeAttempt(
 ): Promise<void> {
   const ended = new Date()
   const record = makeRecord(attempt, outcome, why, ended, evidence)
-  const isComplete = (await stores.local.read(attempt.uuid, 'result.json')) !== undefined
+  await stores.local.tidy(attempt.uuid)
+  const state = await publishedState(stores, attempt)
   await tracker.end(attempt.uuid, attempt.fence, {
     ended: ended.toISOString(),
     counts: outcome === 'abandoned',
     record: JSON.stringify(record),
-    state: isComplete ? 'complete' : 'open',
-    outbox: isComplete && stores.s3 !== undefined,
+    state,
+    outbox: state !== 'open' && stores.s3 !== undefined,
   })
+}
+
+/** It may have come to its end, and died before it could write so. A failure that is older was that of an earlier life. */
+async function publishedState({ local }: Stores, { uuid, started }: TrackedAttempt): Promise<JobState> {
+  if ((await local.read(uuid, 'result.json')) !== undefined) return 'complete'
+  const status = parseStatus((await local.read(uuid, 'status.json')) ?? '')
+  return status?.state === 'failed' && status.timestamp >= started ? 'failed' : 'open'
 }
 
 function makeRecord(

@@ -35,6 +35,8 @@ export class Slot {
   #state: SlotState = 'connecting'
   readonly #context: SlotContext
   #queue: Queue | undefined
+  /** to where the job in hand is from, whatever a reload names since */
+  #openQueue: () => Promise<Queue>
   #draining = false
   #interrupted = false
   #failures = 0
@@ -48,6 +50,7 @@ export class Slot {
   constructor(context: SlotContext, number: number) {
     this.#context = context
     this.number = number
+    this.#openQueue = () => openWatching(context)
     this.done = this.#loop()
   }
 
@@ -91,7 +94,7 @@ export class Slot {
           await this.#standBy()
           continue
         }
-        if (this.#generation !== this.#context.generation) this.leave()
+        if (this.#isOutdated) this.leave()
         this.#queue ??= await this.#connect()
         this.#state = 'idle'
         const reservation = await this.#reserve(this.#queue)
@@ -108,8 +111,13 @@ export class Slot {
     this.#state = 'ended'
   }
 
+  get #isOutdated(): boolean {
+    return this.#generation !== this.#context.generation
+  }
+
   async #reserve(queue: Queue): Promise<Reservation | undefined> {
-    if (this.#draining || !this.#context.gate.isOpen) return undefined
+    // All of these may have come while it connected.
+    if (this.#draining || !this.#context.gate.isOpen || this.#isOutdated) return undefined
     return queue.reserve(RESERVE_SECONDS)
   }
 
@@ -127,22 +135,13 @@ export class Slot {
 
   async #connect(): Promise<Queue> {
     this.#state = 'connecting'
-    this.#generation = this.#context.generation
+    const { openQueue, tubes, generation } = this.#context
+    this.#generation = generation
+    this.#openQueue = () => openWatching({ openQueue, tubes })
     const queue = await this.#openQueue()
     if (this.#failures > 0) this.#context.bus.emit({ event: 'broker_back', slot: this.number })
     this.#failures = 0
     return queue
-  }
-
-  async #openQueue(): Promise<Queue> {
-    const queue = await this.#context.openQueue()
-    try {
-      await queue.watch(this.#context.tubes)
-      return queue
-    } catch (error) {
-      queue.close()
-      throw error
-    }
   }
 
   async #recover(error: unknown): Promise<void> {
@@ -174,11 +173,13 @@ export class Slot {
   }
 
   async #handle(reservation: Reservation): Promise<void> {
-    if (this.#draining) return reservation.release({ priority: reservation.priority, delaySeconds: 0 })
+    if (this.#draining || !this.#context.gate.isOpen)
+      return reservation.release({ priority: reservation.priority, delaySeconds: 0 })
     const run = new AbortController()
     this.#run = run
     const hold = this.#startHold(reservation, run)
     this.#hold = hold
+    if (this.#queue !== undefined) this.#watchConnection(this.#queue)
     if (this.#interrupted) this.interrupt()
     const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
     this.#doing = doing
@@ -192,6 +193,14 @@ export class Slot {
     }
   }
 
+  /** Of the job in hand: every moment counts in which the broker may give it to another. */
+  #watchConnection(queue: Queue): void {
+    const hold = this.#hold
+    void queue.closed.then(() => {
+      if (this.#queue === queue && this.#hold === hold) hold?.onClosed()
+    })
+  }
+
   #startHold(reservation: Reservation, run: AbortController): Hold {
     const { bus } = this.#context
     const subject = { slot: this.number, ticket: reservation.ticket }
@@ -200,13 +209,29 @@ export class Slot {
       reconnect: async () => {
         this.#queue?.close()
         this.#queue = undefined
-        this.#queue = await this.#openQueue()
-        return this.#queue
+        const queue = await this.#openQueue()
+        this.#queue = queue
+        this.#watchConnection(queue)
+        return queue
       },
-      onLost: (detail) => run.abort({ kind: 'lost', detail } satisfies RunEnd),
+      onLost: (detail) => {
+        bus.emit({ event: 'reservation_lost', ...subject, error: detail })
+        run.abort({ kind: 'lost', detail } satisfies RunEnd)
+      },
       onBroken: (error) => bus.emit({ event: 'reservation_broken', ...subject, error }),
       onRegained: (seconds) => bus.emit({ event: 'reservation_regained', ...subject, seconds }),
       onTouched: () => this.#showLife(),
     })
+  }
+}
+
+async function openWatching({ openQueue, tubes }: Pick<SlotContext, 'openQueue' | 'tubes'>): Promise<Queue> {
+  const queue = await openQueue()
+  try {
+    await queue.watch(tubes)
+    return queue
+  } catch (error) {
+    queue.close()
+    throw error
   }
 }

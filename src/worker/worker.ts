@@ -7,6 +7,7 @@ import type { Stores } from '../publish.ts'
 import type { Queue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
 import type { Algorithm, Catalogue } from '../run/algorithm.ts'
+import type { Groups } from '../run/cgroup.ts'
 import type { Tracker } from '../tracker/tracker.ts'
 import { type Gate, makeGate } from './gate.ts'
 import type { Recovery } from './recovery.ts'
@@ -37,6 +38,10 @@ export interface WorkerOptions extends WorkerSettings {
   readonly workerId: string
   /** where run directories are made */
   readonly workshop: string
+  /** where runs have control groups */
+  readonly groups: Groups | undefined
+  /** what /healthz says of them */
+  readonly cgroup: Readonly<Record<string, unknown>>
   /** end after one job */
   readonly once: boolean
   readonly stores: Stores
@@ -64,8 +69,8 @@ export interface SlotContext extends Omit<WorkerOptions, 'catalogue' | 'slots' |
   /** uuid -> status of the jobs that are in hand; undefined until the run begins */
   readonly running: Map<string, StatusDocument | undefined>
   readonly onSettled: (settlement: Settlement) => void
-  /** This machine failed. Settles when it is known whether jobs may be taken. */
-  readonly onFault: (detail: string) => Promise<void>
+  /** Something failed: is it this machine, so that no job may be taken? */
+  readonly isMachineAtFault: (detail: string) => Promise<boolean>
 }
 
 /** What a slot is doing. */
@@ -121,7 +126,7 @@ class RunningWorker implements Worker {
   #last: Settlement | undefined
   #draining = false
   #drainTimer: NodeJS.Timeout | undefined
-  #probing: Promise<void> | undefined
+  #probing: Promise<boolean> | undefined
   #finish: () => void = () => undefined
 
   constructor(options: WorkerOptions) {
@@ -150,12 +155,12 @@ class RunningWorker implements Worker {
         this.#settled[settlement.action]++
         this.#last = settlement
       },
-      onFault: (detail) => this.#checkMachine(detail),
+      isMachineAtFault: (detail) => this.#checkMachine(detail),
       onAlive: () => this.#showLife(),
     }
   }
 
-  /** New slots are added, surplus ones end after the job in hand. */
+  /** New slots are added, surplus ones end after the job in hand; until then they count. */
   #setSlots(wanted: number): void {
     for (const slot of this.#slots.slice(wanted)) slot.drain()
     while (this.#slots.length < wanted) {
@@ -167,6 +172,8 @@ class RunningWorker implements Worker {
 
   #onEnded(slot: Slot): void {
     this.#slots = this.#slots.filter((each) => each !== slot)
+    // It was surplus when it was told to end; since then more may have been asked for.
+    if (!this.#draining && !this.#options.once) this.#setSlots(this.#settings.slots)
     if (this.#slots.length > 0) return
     clearTimeout(this.#drainTimer)
     const { delete: completed, release, bury } = this.#settled
@@ -181,19 +188,21 @@ class RunningWorker implements Worker {
   }
 
   /** Where the machine is at fault for all jobs, none is taken until it is mended. */
-  #checkMachine(detail: string): Promise<void> {
+  #checkMachine(detail: string): Promise<boolean> {
     this.#probing ??= this.#probe(detail).finally(() => {
       this.#probing = undefined
     })
     return this.#probing
   }
 
-  async #probe(detail: string): Promise<void> {
-    const [problem] = await this.#options.probe()
-    if (problem === undefined || !this.#gate.isOpen) return
+  async #probe(detail: string): Promise<boolean> {
+    const [problem] = await this.#findProblems()
+    if (problem === undefined) return false
+    if (this.#draining || this.#gate.has('fault')) return true
     this.#gate.close('fault', problem)
     this.#options.bus.emit({ event: 'worker_paused', reason: problem, cause: detail })
     void this.#awaitMending()
+    return true
   }
 
   async #awaitMending(): Promise<void> {
@@ -201,11 +210,18 @@ class RunningWorker implements Worker {
     const never = new AbortController().signal
     for (let ms = PROBE_MS; !this.#draining; ms = Math.min(ms * 2, PROBE_MAX_MS)) {
       await this.#gate.wait(ms, never)
-      if ((await this.#options.probe()).length === 0) break
+      if ((await this.#findProblems()).length === 0) break
     }
+    if (this.#draining) return
     this.#gate.clear('fault')
+    if (this.#gate.has('quiet')) return this.#emitQuiet('what paused the worker is over')
     const seconds = Math.round((performance.now() - began) / 100) / 10
     this.#options.bus.emit({ event: 'worker_resumed', seconds, cause: 'the cause is gone' })
+  }
+
+  /** A question that fails is a problem too. */
+  async #findProblems(): Promise<readonly string[]> {
+    return this.#options.probe().catch((error: unknown) => [error instanceof Error ? error.message : String(error)])
   }
 
   drain(cause: string): void {
@@ -229,13 +245,19 @@ class RunningWorker implements Worker {
   quiet(cause: string): void {
     if (this.#draining) return
     this.#gate.close('quiet', `quiet since ${new Date().toISOString()} (${cause})`)
+    this.#emitQuiet(cause)
+  }
+
+  #emitQuiet(cause: string): void {
     this.#options.bus.emit({ event: 'worker_quiet', running: this.#running.size, cause })
   }
 
   resume(cause: string): void {
-    const wasQuiet = this.#gate.reason?.startsWith('quiet')
+    if (this.#draining || !this.#gate.has('quiet')) return
     this.#gate.clear('quiet')
-    if (wasQuiet) this.#options.bus.emit({ event: 'worker_resumed', seconds: null, cause })
+    const { reason } = this.#gate
+    if (reason === undefined) this.#options.bus.emit({ event: 'worker_resumed', seconds: null, cause })
+    else this.#options.bus.emit({ event: 'worker_paused', reason, cause })
   }
 
   reload(settings: WorkerSettings): void {
@@ -274,6 +296,7 @@ class RunningWorker implements Worker {
         idle: this.#slots.filter((slot) => slot.state === 'idle').length,
         busy: this.#running.size,
       },
+      cgroup: this.#options.cgroup,
       jobs: { completed: this.#settled.delete, released: this.#settled.release, buried: this.#settled.bury },
       ...(outbox === undefined ? {} : { outbox }),
     }
@@ -281,7 +304,7 @@ class RunningWorker implements Worker {
 
   #statusWord(): string {
     if (this.#draining) return 'draining'
-    if (!this.#gate.isOpen) return this.#gate.reason?.startsWith('quiet') ? 'quiet' : 'paused'
+    if (!this.#gate.isOpen) return this.#gate.has('fault') ? 'paused' : 'quiet'
     return this.#slots.some((slot) => slot.state === 'connecting') ? 'connecting' : 'ok'
   }
 

@@ -1,53 +1,14 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
+import { spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { expect, onTestFinished, type TestContext, test } from 'vitest'
+import { expect, onTestFinished, test } from 'vitest'
 import { type Notifier, openNotifier } from '../../src/cli/notify.ts'
 import { type ServiceEnvironment, serviceEnvironment } from '../../src/config.ts'
-import { findRuns, install, leaveOut, PROJECT, until } from '../support/installation.ts'
+import { findRuns, install, PROJECT, until } from '../support/installation.ts'
+import { needTools, startManager } from '../support/manager.ts'
 
 const PATH = process.env.PATH ?? ''
-const missing = ['systemd-notify', 'perl'].filter((tool) => spawnSync(tool, ['--version']).error !== undefined)
-
-function needTools(context: TestContext): void {
-  if (missing.length > 0) leaveOut(context, `notes to systemd: there is no ${missing.join(', no ')} here`)
-}
-
-interface Manager {
-  readonly socket: string
-  /** what came, without the barriers that systemd-notify sends after each */
-  readonly heard: string[]
-  readonly raw: string[]
-}
-
-/** Stands in for systemd: a datagram socket that somebody else's process reads. */
-async function startManager(socket?: string, ...more: string[]): Promise<Manager> {
-  const dir = mkdtempSync(join(tmpdir(), 'qworker-notify-'))
-  const name = socket ?? join(dir, 'socket')
-  const child: ChildProcess = spawn('perl', [join(PROJECT, 'test/cli/datagrams.pl'), name, ...more], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  const exited = once(child, 'exit')
-  onTestFinished(async () => {
-    child.kill('SIGKILL')
-    await exited
-    rmSync(dir, { recursive: true })
-  })
-  const lines: string[] = []
-  const manager = { socket: name, heard: [] as string[], raw: lines }
-  let partial = ''
-  child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
-    const parts = (partial + chunk).split('\n')
-    partial = parts.pop() ?? ''
-    lines.push(...parts)
-    manager.heard.push(...parts.filter((line) => line !== 'bound' && line !== 'BARRIER=1'))
-  })
-  await until('the socket is bound', () => lines.includes('bound'))
-  return manager
-}
-
 interface Opened {
   readonly notifier: Notifier
   readonly problems: string[]

@@ -165,7 +165,7 @@ test(
         const text = `${open.repeat(times)}${close.repeat(times)}`.slice(0, 64 * 1024)
         checkCatalogue(await find([text]), 1)
       }),
-      effort(12),
+      effort(4),
     )
   },
   FUZZ_TIMEOUT_MS,

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { expect, test } from 'vitest'
 import { readProcess } from '../../src/run/look.ts'
@@ -123,4 +123,49 @@ test('the program of a guard, called while its worker lives or for a stranger, e
   await end(keeper.child, 'SIGKILL')
   await until('the receipt', () => existsSync(join(keeper.path, 'ended.json')))
   expect(findLeftovers(ground)).toEqual([])
+})
+
+test('a guard that is stopped is woken; one that is stopped again and again is replaced', async () => {
+  const ground = openGround()
+  const keeper = await startKeeper(ground, { guarded: true, nasty: false })
+  const first = keeper.guard() as number
+  const isStopped = () => readProcess(first)?.state === 'T'
+  kill(first, 'SIGSTOP')
+  await until('a stopped guard', isStopped)
+  await until('its wakening', () => !isStopped())
+  expect(keeper.guard()).toBe(first)
+  const stopping = setInterval(() => kill(first, 'SIGSTOP'), 1)
+  await until('another guard', () => ![first, undefined].includes(keeper.guard())).finally(() =>
+    clearInterval(stopping),
+  )
+  const second = keeper.guard() as number
+  await end(keeper.child, 'SIGKILL')
+  await until('the end of the guard', () => !isAlive(second))
+})
+
+test('a guard that is killed again and again is back soon', async () => {
+  const ground = openGround()
+  const keeper = await startKeeper(ground, { guarded: true, nasty: false })
+  let tookMs = 0
+  for (let i = 0; i < 8; i++) {
+    const pid = keeper.guard() as number
+    kill(pid)
+    const killed = performance.now()
+    await until('another guard', () => ![pid, undefined].includes(keeper.guard()))
+    tookMs = performance.now() - killed
+  }
+  // With a pause that doubles without end it would be 6 s by now.
+  expect(tookMs).toBeLessThan(3000)
+  const last = keeper.guard() as number
+  await end(keeper.child, 'SIGKILL')
+  await until('the end of the guard', () => !isAlive(last))
+})
+
+test('a guard is not deceived by what a run writes into worker.json', async () => {
+  const ground = openGround()
+  const keeper = await startKeeper(ground, { guarded: true, nasty: true })
+  writeFileSync(join(keeper.path, 'worker.json'), JSON.stringify({ presence: ownPresence(), name: '', started: '' }))
+  await end(keeper.child, 'SIGKILL')
+  await until('the end of all runs', () => findLeftovers(ground).length === 0)
+  await until('the receipt', () => existsSync(join(keeper.path, 'ended.json')))
 })

@@ -1,10 +1,11 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, statSync } from 'node:fs'
+import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findProcesses, killTree, sweepLeftovers } from '../../src/run/kill.ts'
-import { MARK_VARIABLE, startTicksOf } from '../../src/run/look.ts'
+import { lookFor, MARK_VARIABLE, makeKnown, startTicksOf } from '../../src/run/look.ts'
+import { startSampling } from '../../src/run/usage.ts'
 import {
   findLeftovers,
   findSleepers,
@@ -124,6 +125,64 @@ test.each([
   expect(hops()).toBe(hopped)
 })
 
+/** Chains of fork, own session, fork; each parent exits. They end by themselves. */
+const STORM = `use POSIX (); $SIG{TERM} = "IGNORE"; $SIG{CHLD} = "IGNORE"; my $end = time + 30; chdir "/";
+for (1 .. 8) {
+  next if fork;
+  while (time < $end && !-e $ENV{STOP}) {
+    my $first = fork; POSIX::_exit(0) if $first; next unless defined $first;
+    POSIX::setsid(); POSIX::_exit(0) if fork;
+  }
+  POSIX::_exit(0);
+}
+sleep 30;`
+
+test('a storm of forks, each in its own session and without a parent, is ended or named as a survivor', {
+  timeout: 60_000,
+}, async () => {
+  const ground = openGround()
+  const newest = () => Number(readFileSync('/proc/loadavg', 'utf8').split(' ')[4])
+  const before = newest()
+  const { run } = await startRun(ground, `exec perl -e '${STORM}'`, 0)
+  await until('the storm', () => newest() > before + 500 || newest() < before)
+  const began = performance.now()
+  const receipt = await killTree(run)
+  console.log(`a storm of forks was ended within ${Math.round(performance.now() - began)} ms`)
+  expect(sentSignals(receipt)).toEqual(['SIGTERM', 'SIGKILL'])
+  // On a machine that gives us too little time it goes on, and the receipt says so.
+  const isEnded = receipt.survivors.length === 0
+  if (isEnded) expect(findLeftovers(ground)).toEqual([])
+  else console.log('it was not ended in time, as its receipt says')
+  writeFileSync(join(ground.dir, 'stop'), '')
+  await until('the end of the storm', () => findLeftovers(ground).length === 0)
+})
+
+test('a look is over at its time, and says that it has not seen all', async () => {
+  const ground = openGround()
+  const { run } = await startRun(ground, 'exec sleep $NAP', 1)
+  const known = makeKnown(run)
+  expect(await lookFor(run, known, { until: performance.now() })).toMatchObject({ isClear: false, isBlind: true })
+  expect((await lookFor(run, known, { until: performance.now() + 60_000 })).found).toHaveLength(1)
+  expect((await killTree(run)).survivors).toEqual([])
+})
+
+test('a process without any trace that was sampled while its parent lived is ended; without samples it is not', async () => {
+  const ground = openGround()
+  const orphan = `cd /; env -i setsid sleep $NAP ${SILENT} & until [ -e "$STOP" ]; do sleep 0.02; done`
+  const { run, exited } = await startRun(ground, `(${orphan})`, 1)
+  const sampler = startSampling(run.pid)
+  sampler.sample()
+  const seen = sampler.stop().processes
+  writeFileSync(join(ground.dir, 'stop'), '')
+  await exited
+  expect(await sweepLeftovers(run)).toBeUndefined()
+  expect(findSleepers(ground)).toHaveLength(1)
+  const recycled = new Map([...seen].map(([pid, ticks]) => [pid, ticks - 1]))
+  expect(await sweepLeftovers(run, { seen: recycled })).toBeUndefined()
+  expect((await sweepLeftovers(run, { seen }))?.survivors).toEqual([])
+  expect(findLeftovers(ground)).toEqual([])
+})
+
 test('a run that ended by itself and left nothing gets no receipt', async () => {
   const ground = openGround()
   const { run, exited } = await startRun(ground, 'exit 0', 0)
@@ -196,7 +255,7 @@ test('without /proc, what a run left in its group is ended', async () => {
   const ground = openGround()
   const { run, exited } = await startRun(ground, `sleep $NAP ${SILENT} &`, 1)
   await exited
-  expect(await sweepLeftovers(run, false)).toMatchObject({ method: 'tree', survivors: [] })
+  expect(await sweepLeftovers(run, { useProc: false })).toMatchObject({ method: 'tree', survivors: [] })
 })
 
 test('where ps is missing, tree-kill ends the process that called it: the need for one that can be spared', () => {

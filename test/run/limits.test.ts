@@ -22,7 +22,7 @@ async function launcherFor(limits: Limits, path = PATH): Promise<Launcher> {
 
 async function runLimited(script: string, limits: Limits, { manifest, ...rest }: RunOptions = {}, path = PATH) {
   const launcher = await launcherFor(limits, path)
-  return runScript(openGround(), script, { ...rest, manifest: { ...manifest, limits, launcher } })
+  return runScript(openGround(), script, { ...rest, manifest: { ...manifest, limits, restraint: { launcher } } })
 }
 
 /** A PATH in which there is a shell and no prlimit. */

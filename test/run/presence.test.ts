@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { hostname } from 'node:os'
 import { expect, test } from 'vitest'
 import { startTicksOf } from '../../src/run/look.ts'
-import { isPresent, ownPresence } from '../../src/run/presence.ts'
+import { asLocal, isPresent, makeBrief, ownPresence } from '../../src/run/presence.ts'
 import { openGround, readProc, startRun, until } from './ground.ts'
 
 /** What another process of this machine would say of itself. */
@@ -66,4 +66,22 @@ test.each(['', 'linux', 'host', `host ${hostname()} 0`, `host ${hostname()} -1`,
 
 test.each(['0', '-1', '1.5', 'x'])('a presence of this boot with the number %s is none', (number) => {
   expect(isPresent(withWord(4, number))).toBe('unknown')
+})
+
+test('the brief form fits into a file name and says the same of here, other boots and other places', () => {
+  const brief = (presence: string) => makeBrief(presence) as string
+  const boot = '11111111-2222-3333-4444-555555555555'
+  const [, machine = ''] = ownPresence().split(' ')
+  expect(brief(ownPresence())).toMatch(/^[0-9a-z-]{1,40}$/)
+  expect(asLocal(brief(ownPresence()))).toEqual(asLocal(ownPresence()))
+  for (const presence of [
+    ownPresence(),
+    withWord(5, '1'),
+    withWord(2, boot),
+    withWord(2, boot).replace(machine, `${'1'.repeat(32)}/elsewhere`),
+    withWord(3, 'pid:[1]'),
+  ]) {
+    expect(isPresent(brief(presence)), presence).toBe(isPresent(presence))
+  }
+  expect(makeBrief(`host ${hostname()} 7`)).toBeUndefined()
 })

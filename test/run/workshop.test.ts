@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
   existsSync,
@@ -13,15 +13,17 @@ import {
 } from 'node:fs'
 import { basename, join } from 'node:path'
 import { expect, test } from 'vitest'
-import { MARK_VARIABLE, startTicksOf } from '../../src/run/look.ts'
-import { isPresent, ownPresence } from '../../src/run/presence.ts'
+import { MARK_VARIABLE } from '../../src/run/look.ts'
+import { isPresent, makeBrief, ownPresence } from '../../src/run/presence.ts'
 import { createWorkdir } from '../../src/run/workdir.ts'
 import {
+  endOrphans,
   endWorkshop,
   findDeadWorkshops,
   openWorkshop,
   readRunEvidence,
   removeWorkshop,
+  stateOfWorker,
 } from '../../src/run/workshop.ts'
 import { findSleepers, openGround, PATH, PROJECT, readProc, until } from './ground.ts'
 import { end, NASTY_SLEEPERS, startKeeper, workBaseOf } from './keeper.ts'
@@ -33,7 +35,7 @@ test('a workshop tells whose it is, is for its user alone, and goes when it is c
   const workshop = await openWorkshop(workBase, 'host.7')
   const other = await openWorkshop(workBase, 'host.7')
   expect(workshop.path).toBe(join(workBase, workshop.id))
-  expect(workshop.id).toMatch(/^w\d+-[0-9a-z]+-[0-9a-f]+$/)
+  expect(workshop.id).toMatch(new RegExp(`^w${makeBrief(ownPresence())}-[0-9a-f]{8}$`))
   expect(statSync(workshop.path).mode & 0o777).toBe(0o700)
   const owner = JSON.parse(readFileSync(join(workshop.path, 'worker.json'), 'utf8'))
   expect(owner).toEqual({ presence: ownPresence(), name: 'host.7', started: expect.any(String) })
@@ -83,15 +85,24 @@ test('who clears up spares itself, those above it, and what is older than the de
   const keeper = await startKeeper(ground, { guarded: false, nasty: false })
   const id = basename(keeper.path)
   await end(keeper.child, 'SIGKILL')
-  const env = { PATH, NAP: ground.nap, [MARK_VARIABLE]: `${id}.${'a'.repeat(32)}.1.0123456789abcdef` }
-  const sleeper = spawn('sleep', [ground.nap], { env, stdio: 'ignore', detached: true })
-  await once(sleeper, 'spawn')
+  const markOf = (worker: string) => `${worker}.${'a'.repeat(32)}.1.0123456789abcdef`
+  const startSleeper = async (worker: string) => {
+    const env = { PATH, NAP: ground.nap, [MARK_VARIABLE]: markOf(worker) }
+    const sleeper = spawn('sleep', [ground.nap], { env, stdio: 'ignore', detached: true })
+    await once(sleeper, 'spawn')
+    return sleeper
+  }
   const [dead] = await findDeadWorkshops(workBaseOf(ground))
   if (dead?.owner === undefined) throw new Error('no dead workshop')
-  const ticks = (startTicksOf(sleeper.pid as number) as number) + 1
-  const later = { ...dead, owner: { ...dead.owner, presence: dead.owner.presence.replace(/\d+$/, String(ticks)) } }
+  // A worker that would have begun later than its sleeper.
+  const laterId = id.replace(/(?<=^w\d+-)[0-9a-z]+/, (ticks) => (Number.parseInt(ticks, 36) + 1e6).toString(36))
+  const older = await startSleeper(laterId)
+  const later = { ...dead, id: laterId, path: join(workBaseOf(ground), laterId) }
   expect((await endWorkshop(later)).receipt).toMatchObject({ signals: [], survivors: [] })
-  expect(findSleepers(ground)).toEqual([sleeper.pid])
+  expect(findSleepers(ground)).toEqual([older.pid])
+  await end(older, 'SIGKILL')
+  await startSleeper(id)
+  const env = { PATH, NAP: ground.nap, [MARK_VARIABLE]: markOf(id) }
 
   const program = `import { endWorkshop } from '${PROJECT}/dist/run/workshop.js'
     console.log(JSON.stringify(await endWorkshop(${JSON.stringify(dead)})))`
@@ -160,4 +171,109 @@ test('what a run put in the place of its log is no evidence', async () => {
   mkdirSync(path)
   symlinkSync('/etc/passwd', join(path, 'stderr.log'))
   expect(await readRunEvidence(run)).toEqual({ stderrTail: '' })
+})
+
+test('whether a worker lives is told by its id, whatever a run did to its folder', async () => {
+  const ground = openGround()
+  const workBase = workBaseOf(ground)
+  const keeper = await startKeeper(ground, { guarded: false, nasty: false })
+  const id = basename(keeper.path)
+  const file = join(keeper.path, 'worker.json')
+  const dead = ownPresence().replace(/\d+$/, '1')
+  writeFileSync(file, JSON.stringify({ presence: dead, name: 'x', started: 'x' }))
+  expect(await findDeadWorkshops(workBase)).toEqual([])
+  expect(await stateOfWorker(workBase, id)).toBe('alive')
+  rmSync(workBase, { recursive: true })
+  expect(await stateOfWorker(workBase, id)).toBe('alive')
+  mkdirSync(keeper.path, { recursive: true })
+  expect(await findDeadWorkshops(workBase)).toEqual([])
+  await end(keeper.child, 'SIGKILL')
+  // At once, and by its id: without worker.json, and with one on which a reader would hang.
+  const found = { path: keeper.path, id, owner: undefined, runs: [] }
+  expect(await findDeadWorkshops(workBase)).toEqual([found])
+  spawnSync('mkfifo', [file])
+  expect(await findDeadWorkshops(workBase)).toEqual([found])
+  rmSync(file)
+  writeFileSync(file, JSON.stringify({ presence: ownPresence(), name: 'x', started: 'x' }))
+  expect(await findDeadWorkshops(workBase)).toHaveLength(1)
+  expect(await stateOfWorker(workBase, id)).toBe('dead')
+  rmSync(keeper.path, { recursive: true })
+  expect(await stateOfWorker(workBase, id)).toBe('dead')
+})
+
+test('of an id that tells too little, without a folder, nothing is known while a worker may have its number', async () => {
+  const ground = openGround()
+  const asWorker = spawn('/bin/sh', ['-c', 'sleep "$0" & wait # qworker', ground.nap], { stdio: 'ignore' })
+  await once(asWorker, 'spawn')
+  expect(await stateOfWorker(ground.dir, `w${asWorker.pid}-lx2k9-0123abcd`)).toBe('unknown')
+  await until('the sleeper', () => findSleepers(ground).length === 1)
+  for (const pid of findSleepers(ground)) process.kill(pid)
+  if (asWorker.exitCode === null) await once(asWorker, 'exit')
+  expect(await stateOfWorker(ground.dir, `w${asWorker.pid}-lx2k9-0123abcd`)).toBe('dead')
+})
+
+test('what a run removed or changed of a living worker’s folder comes back', async () => {
+  const ground = openGround()
+  const workshop = await openWorkshop(workBaseOf(ground), 'host.7', 10)
+  const file = join(workshop.path, 'worker.json')
+  const text = readFileSync(file, 'utf8')
+  const isBack = () => existsSync(file) && statSync(file).isFile() && readFileSync(file, 'utf8') === text
+  for (const harm of [
+    () => rmSync(workBaseOf(ground), { recursive: true }),
+    () => writeFileSync(file, '{}'),
+    () => {
+      rmSync(file)
+      mkdirSync(join(file, 'x'), { recursive: true })
+    },
+  ]) {
+    harm()
+    await until('worker.json', isBack)
+  }
+  await workshop.close()
+  expect(readdirSync(workBaseOf(ground))).toEqual([])
+})
+
+const RECEIPT = { signals: [], duration_ms: 0, survivors: [], method: 'proc' }
+
+test.each<[string, unknown]>([
+  ['without signals', { survivors: [] }],
+  ['with a wrong signal', { ...RECEIPT, signals: [{ signal: 'SIGKILL', at_ms: '0', processes: 1 }] }],
+  ['with no signal', { ...RECEIPT, signals: [null] }],
+  ['with survivors that are no numbers', { ...RECEIPT, survivors: ['x'] }],
+  ['of an unknown method', { ...RECEIPT, method: 'x' }],
+  ['without an end', { ...RECEIPT, duration_ms: null }],
+  ['that is none', null],
+])('a receipt %s is no guard’s, and all runs are ended', async (_, receipt) => {
+  const ground = openGround()
+  const keeper = await startKeeper(ground, { guarded: false, nasty: false })
+  await end(keeper.child, 'SIGKILL')
+  writeFileSync(join(keeper.path, 'ended.json'), JSON.stringify({ ended: 'x', receipt }))
+  const [dead] = await findDeadWorkshops(workBaseOf(ground))
+  if (dead === undefined) throw new Error('no dead workshop')
+  expect(await endWorkshop(dead)).toEqual({
+    receipt: { ...RECEIPT, duration_ms: expect.any(Number) },
+    guardEnded: undefined,
+  })
+})
+
+test('a forged receipt that says all is over, or a worker’s folder that is gone, spares nothing', async () => {
+  const ground = openGround()
+  const keeper = await startKeeper(ground, { guarded: false, nasty: true })
+  const id = basename(keeper.path)
+  await end(keeper.child, 'SIGKILL')
+  writeFileSync(join(keeper.path, 'ended.json'), JSON.stringify({ ended: 'x', receipt: RECEIPT }))
+  writeFileSync(join(keeper.path, 'worker.json'), '{}')
+  const [dead] = await findDeadWorkshops(workBaseOf(ground))
+  if (dead === undefined) throw new Error('no dead workshop')
+  const began = performance.now()
+  expect((await endWorkshop(dead)).receipt).toMatchObject({ signals: [{ signal: 'SIGKILL' }], survivors: [] })
+  // It looked again, and again.
+  expect(performance.now() - began).toBeGreaterThan(500)
+  expect(findSleepers(ground)).toEqual([])
+  rmSync(keeper.path, { recursive: true })
+  const env = { PATH, [MARK_VARIABLE]: `${id}.${'a'.repeat(32)}.1.0123456789abcdef` }
+  const sleeper = spawn('sleep', [ground.nap], { env, stdio: 'ignore', detached: true })
+  await once(sleeper, 'spawn')
+  expect(await endOrphans(workBaseOf(ground), id)).toMatchObject({ signals: [{ signal: 'SIGKILL' }], survivors: [] })
+  expect(findSleepers(ground)).toEqual([])
 })

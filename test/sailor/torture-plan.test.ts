@@ -47,24 +47,35 @@ test('the mix has everything: wild sailors, refused packages, delays, priorities
 })
 
 const run = { started: 100, ttrSeconds: 1 }
+const none = { worker: [], guard: [] }
 const undisturbed = { stops: [], killedAt: undefined }
 
 test('a run must be gone 2 s after TTR + GRACE_TIME', () => {
-  expect(deadlineOf(run, 1, undisturbed, [])).toBe(104)
+  expect(deadlineOf(run, 1, undisturbed, none)).toBe(104)
 })
 
 test('the time in which its worker was stopped, 2 s to wake up, and stalls of the machine do not count', () => {
-  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 101, to: 103 }] }, [])).toBe(108)
-  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 101, to: undefined }] }, [])).toBe(
+  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 101, to: 103 }] }, none)).toBe(108)
+  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 101, to: undefined }] }, none)).toBe(
     Number.POSITIVE_INFINITY,
   )
-  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 90, to: 99 }] }, [])).toBe(105)
-  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 105, to: 109 }] }, [])).toBe(104)
-  expect(deadlineOf(run, 1, undisturbed, [{ from: 99, to: 100.5 }])).toBe(104.5)
+  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 90, to: 99 }] }, none)).toBe(105)
+  expect(deadlineOf(run, 1, { ...undisturbed, stops: [{ from: 105, to: 109 }] }, none)).toBe(104)
+  expect(deadlineOf(run, 1, undisturbed, { ...none, worker: [{ from: 99, to: 100.5 }] })).toBe(104.5)
 })
 
 test('a worker that is killed takes its runs along within 2 s, stopped or not', () => {
-  expect(deadlineOf(run, 1, { stops: [], killedAt: 100.5 }, [])).toBe(102.5)
-  expect(deadlineOf(run, 1, { stops: [{ from: 100, to: 101 }], killedAt: 101 }, [])).toBe(103)
-  expect(deadlineOf(run, 1, { stops: [], killedAt: 110 }, [])).toBe(104)
+  expect(deadlineOf(run, 1, { stops: [], killedAt: 100.5 }, none)).toBe(102.5)
+  expect(deadlineOf(run, 1, { stops: [{ from: 100, to: 101 }], killedAt: 101 }, none)).toBe(103)
+  expect(deadlineOf(run, 1, { stops: [], killedAt: 110 }, none)).toBe(104)
+})
+
+test('pauses that overlap count once, and a killed worker has those of its guard', () => {
+  const pauses = [
+    { from: 101, to: 102 },
+    { from: 101.5, to: 102.5 },
+  ]
+  expect(deadlineOf(run, 1, undisturbed, { worker: pauses, guard: [] })).toBe(105.5)
+  expect(deadlineOf(run, 1, { stops: [], killedAt: 101 }, { worker: [], guard: pauses })).toBe(104)
+  expect(deadlineOf(run, 1, { stops: [], killedAt: 101 }, { worker: pauses, guard: [] })).toBe(103)
 })

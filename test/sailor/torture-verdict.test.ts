@@ -28,7 +28,16 @@ const malformed: JobFacts = {
 const OPEN: unknown[] = ['ready', 'delayed', 'reserved']
 
 function facts(...jobs: JobFacts[]): Facts {
-  const none = { publishedTwice: [], ranTwice: [], survivors: [], lateKills: [], leaks: [], crashes: [], stuck: [] }
+  const none = {
+    publishedTwice: [],
+    ranTwice: [],
+    survivors: [],
+    lateKills: [],
+    leaks: [],
+    crashes: [],
+    stuck: [],
+    blind: [],
+  }
   return {
     jobs,
     leftOpen: jobs.flatMap(({ puts }) => puts).filter(({ state }) => OPEN.includes(state)).length,
@@ -70,12 +79,18 @@ test.each<[string, BadRow, Partial<JobFacts>]>([
   expect(badRowsOf(facts(buried, { ...complete, ...change }))).toEqual([row])
 })
 
-test.each<BadRow & keyof Facts>(['publishedTwice', 'ranTwice', 'survivors', 'lateKills', 'leaks', 'crashes', 'stuck'])(
-  'something seen of %s makes the verdict bad',
-  (row) => {
-    expect(badRowsOf({ ...facts(complete), [row]: [{ id: complete.id, detail: 'planted' }] })).toEqual([row])
-  },
-)
+test.each<BadRow & keyof Facts>([
+  'publishedTwice',
+  'ranTwice',
+  'survivors',
+  'lateKills',
+  'leaks',
+  'crashes',
+  'stuck',
+  'blind',
+])('something seen of %s makes the verdict bad', (row) => {
+  expect(badRowsOf({ ...facts(complete), [row]: [{ id: complete.id, detail: 'planted' }] })).toEqual([row])
+})
 
 test('a put whose answer was lost is not counted as lost, whether the job is there or not', () => {
   const unanswered = [{ answer: 'unknown', state: undefined }] as const

@@ -1,4 +1,4 @@
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import {
   chmodSync,
@@ -19,6 +19,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { type LocalStore, openLocalStore, StoreError } from '../../src/store/store.ts'
+import { leaveOut, PROJECT } from '../support/installation.ts'
 
 const UUID = 'bc3a92508d764f9da1e4d3e5a9b6c7f0'
 
@@ -345,6 +346,19 @@ describe('the check', () => {
     expect(await below.check()).toHaveLength(1)
     writeFileSync(join(base, '.work'), '')
     expect(await store.check()).toEqual([expect.stringMatching(/\.work is not a directory/)])
+  })
+
+  test('tells that the work directory was locked by a run', async (context) => {
+    for (const path of [top, base]) chmodSync(path, 0o777)
+    mkdirSync(join(base, '.work'), { mode: 0 })
+    const program = `import { openLocalStore } from '${PROJECT}/dist/store/store.js'
+      console.log(JSON.stringify(await (await openLocalStore('${base}')).check()))`
+    const rights = process.geteuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}
+    const args = ['--input-type=module', '-e', program]
+    const { stdout } = spawnSync(process.execPath, args, { ...rights, cwd: '/', encoding: 'utf8' })
+    if (stdout === '') return leaveOut(context, 'another user cannot read this project')
+    const problem = /^no permission for \S+\.work \(EACCES\); let the worker's user read and write all below/
+    expect(JSON.parse(stdout)).toEqual([expect.stringMatching(problem)])
   })
 
   test('tells that a directory cannot be written, to the superuser too', async ({ skip }) => {

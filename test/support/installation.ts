@@ -148,6 +148,7 @@ function addAlgorithm(dir: string, name: string, script: string, manifest = ''):
 async function startWorker(env: Record<string, string>, args: string[]): Promise<RunningWorker> {
   const child = spawn(join(PROJECT, 'bin', 'qworker'), args, { env, stdio: ['ignore', 'pipe', 'pipe'] })
   const exited = once(child, 'exit') as Promise<[number | null, NodeJS.Signals | null]>
+  const closed = once(child, 'close') as typeof exited
   const said = { stdout: '', stderr: '' }
   const events: LogLine[] = []
   const listeners = new Set<() => void>()
@@ -171,10 +172,11 @@ async function startWorker(env: Record<string, string>, args: string[]): Promise
         resolve(line)
       }
       listeners.add(look)
-      void exited.then(([code, signal]) => {
+      // Not at its exit: what it said last may still be on its way.
+      void closed.then(([code, signal]) => {
         look()
         reject(new Error(`worker ended (${code ?? signal}) before ${what}\n${said.stderr}${said.stdout.slice(-4000)}`))
-      })
+      }, reject)
       look()
     })
   const ready =

@@ -6,8 +6,10 @@ import { onTestFinished } from 'vitest'
 
 export interface Proxy {
   readonly port: number
-  /** From the first chunk that holds this word on, what the client says is kept back. */
-  holdFrom(word: string): void
+  /** From the first chunk that holds this word on (after `skip` that do), what the client says is kept back. */
+  holdFrom(word: string, skip?: number): void
+  /** Something is kept back. */
+  isHolding(): boolean
   /** Lets all through again, what was kept back first. */
   release(): void
   /** From now on nothing passes on the connections that are there, and none is closed: half-open, as when a line is cut. */
@@ -21,6 +23,7 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
   const held: (() => void)[] = []
   let word: string | undefined
   let holding = false
+  let toSkip = 0
   let generation = 0
   const server = createServer((client) => {
     const born = generation
@@ -39,7 +42,7 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
     })
     client.on('data', (chunk) => {
       if (born !== generation) return
-      holding ||= word !== undefined && chunk.includes(word)
+      if (word !== undefined && chunk.includes(word)) holding ||= toSkip-- <= 0
       if (holding) held.push(() => broker.write(chunk))
       else broker.write(chunk)
     })
@@ -54,9 +57,11 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
   })
   return {
     port: (server.address() as AddressInfo).port,
-    holdFrom: (from) => {
+    holdFrom: (from, skip = 0) => {
       word = from
+      toSkip = skip
     },
+    isHolding: () => holding,
     release: () => {
       word = undefined
       holding = false

@@ -73,6 +73,23 @@ test('a run whose connection breaks goes on: its ticket is taken back, though an
   expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'success' }])
 })
 
+test('a broken line is noticed when it breaks, not at the next touch', async () => {
+  const home = await install({ CONCURRENCY: '1' })
+  home.addAlgorithm('waits', WAITS)
+  const proxy = await startProxy(home.broker.port)
+  const worker = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+  const uuid = newUuid()
+  await home.put(`[{"uuid":"${uuid}","type":"waits"},{}]`, { ttr: 600 })
+  const started = await worker.waitFor('the run', ({ event }) => event === 'run_started')
+  proxy.cut()
+  const broken = await worker.waitFor('the notice', ({ event }) => event === 'reservation_broken')
+  // The first touch is due 10 s after the start.
+  expect(Date.parse(String(broken.time)) - Date.parse(String(started.time))).toBeLessThan(9_000)
+  letGo(home)
+  await until('the job is complete', () => home.result(uuid) !== undefined)
+  expect(runsOf(home)).toBe(1)
+})
+
 test('a broker that is killed and comes back on its binlog spoils no run and loses no job', async () => {
   const home = await install({ CONCURRENCY: '1' })
   home.addAlgorithm('waits', WAITS)

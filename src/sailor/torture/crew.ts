@@ -12,12 +12,10 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { uptimeSeconds } from '../process.ts'
 import type { Interval } from './deadline.ts'
+import { MARK } from './marked.ts'
 import { SAILOR_TYPE } from './plan.ts'
 import type { TcpProxy } from './proxy.ts'
 import type { Finding } from './verdict.ts'
-
-/** In the environment of all processes that a torture starts: its base directory, a slash, the worker's name. */
-export const MARK = 'SAILOR_TORTURE'
 
 export interface CrewOptions {
   /** of the torture; it may be removed as a whole afterwards */

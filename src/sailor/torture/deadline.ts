@@ -25,34 +25,34 @@ const ORPHAN_SECONDS = 2
 /** A worker that was stopped has this time to catch up. */
 const WAKE_SECONDS = 2
 
-/**
- * @param stalls times in which the torture itself got no processor: others may have had none either
- * @returns Infinity while it cannot be told, because the worker is stopped
- */
-export function deadlineOf(
-  run: RunTimes,
-  graceSeconds: number,
-  worker: WorkerTimes,
-  stalls: readonly Interval[],
-): number {
-  const limit = run.started + run.ttrSeconds + graceSeconds + PROMISED_SECONDS
-  const pauses = [
-    ...stalls,
-    ...worker.stops.map(({ from, to }) => ({ from, to: to === undefined ? undefined : to + WAKE_SECONDS })),
-  ]
-  const alive = extend(limit, run.started, pauses)
-  if (worker.killedAt === undefined) return alive
-  const since = Math.max(worker.killedAt, run.started)
-  return Math.min(alive, extend(since + ORPHAN_SECONDS, since, stalls))
+/** Times in which those who should have acted got no processor. */
+export interface Stalls {
+  /** the worker, or all of us */
+  readonly worker: readonly Interval[]
+  /** who ends the runs of a worker that was killed, or all of us */
+  readonly guard: readonly Interval[]
 }
 
-/** Moves a deadline by each pause that lies between `since` and the deadline as it is by then. */
+/** @returns Infinity while it cannot be told, because the worker is stopped */
+export function deadlineOf(run: RunTimes, graceSeconds: number, worker: WorkerTimes, stalls: Stalls): number {
+  const limit = run.started + run.ttrSeconds + graceSeconds + PROMISED_SECONDS
+  const stops = worker.stops.map(({ from, to }) => ({ from, to: to === undefined ? undefined : to + WAKE_SECONDS }))
+  const alive = extend(limit, run.started, [...stalls.worker, ...stops])
+  if (worker.killedAt === undefined) return alive
+  const since = Math.max(worker.killedAt, run.started)
+  return Math.min(alive, extend(since + ORPHAN_SECONDS, since, stalls.guard))
+}
+
+/** Moves a deadline by the time between `since` and the deadline, as it is by then, that lies within pauses. */
 function extend(deadline: number, since: number, pauses: readonly Interval[]): number {
   let extended = deadline
+  /** up to here pauses are counted: where two overlap, time passes once */
+  let counted = since
   for (const { from, to } of [...pauses].sort((a, b) => a.from - b.from)) {
     if (from >= extended) break
     if (to === undefined) return Number.POSITIVE_INFINITY
-    if (to > since) extended += to - Math.max(from, since)
+    extended += Math.max(0, to - Math.max(from, counted))
+    counted = Math.max(counted, to)
   }
   return extended
 }

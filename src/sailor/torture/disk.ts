@@ -2,6 +2,7 @@
 
 import { execFile } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, rmSync, writeSync } from 'node:fs'
+import { freemem } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
@@ -17,13 +18,17 @@ export interface SmallDisk {
   unmount(): Promise<void>
 }
 
-/** Undefined where this user may not mount; the folder is there all the same. */
-export async function mountSmallDisk(path: string, megabytes: number): Promise<SmallDisk | undefined> {
+/** It is filled with memory: of what is free it takes at most this share. */
+const MEMORY_SHARE = 1 / 4
+
+/** Where there can be none, a reason; the folder is there all the same. */
+export async function mountSmallDisk(path: string, megabytes: number): Promise<SmallDisk | string> {
   mkdirSync(path, { recursive: true })
+  if (megabytes * MEBIBYTE > freemem() * MEMORY_SHARE) return `a disk of ${megabytes} MiB would take too much memory`
   try {
     await run('mount', ['-t', 'tmpfs', '-o', `size=${megabytes}m,mode=0755`, 'qworker-torture', path])
   } catch {
-    return undefined
+    return 'this user may not mount a small one'
   }
   const filler = join(path, '.filler')
   const calm = () => rmSync(filler, { force: true })

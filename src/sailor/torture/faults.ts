@@ -17,7 +17,11 @@ export interface Victims {
   readonly broker: Broker | undefined
   readonly bucket: Bucket | undefined
   readonly disk: SmallDisk | undefined
+  /** called when a run may have lost its worker, or a job may come to a second one */
+  readonly onOrphans: () => void
 }
+
+const ORPHANING: readonly FaultKind[] = ['worker-kill', 'crew-kill', 'broker-kill', 'net-cut', 'net-half-open']
 
 export interface FaultRecord {
   /** how often each kind was done */
@@ -39,6 +43,7 @@ export async function bringFaults(
     await sleep(Math.max(0, fault.atMs - (performance.now() - began)), undefined, { signal }).catch(() => undefined)
     if (signal.aborted) break
     record.done.set(fault.kind, (record.done.get(fault.kind) ?? 0) + 1)
+    if (ORPHANING.includes(fault.kind)) victims.onOrphans()
     going.push(
       bring(fault, victims).catch((error: Error) => {
         record.failures.push(`${fault.kind}: ${error.message}`)

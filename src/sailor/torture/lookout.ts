@@ -1,35 +1,24 @@
 /**
  * Looks at /proc all the time: which runs are alive, of which workers, for how long, and two of one job at once.
  *
- * A process belongs to a run when its environment says so (QWORKER_RUN), and to this torture by the torture's own mark,
- * which each worker's manifest hands on. What a look finds too late it notes once, and a while later ends it: a torture
- * of hours must not drown in what it was to find.
+ * What a look finds too late it notes once, and a while later ends it: a torture of hours must not drown in what it was
+ * to find.
  */
 
-import { readdirSync, readFileSync } from 'node:fs'
-import { isAlive, readProcess, TICKS_PER_SECOND, uptimeSeconds } from '../process.ts'
-import { MARK } from './crew.ts'
+import { isAlive, TICKS_PER_SECOND, uptimeSeconds } from '../process.ts'
 import { deadlineOf, type Interval, type WorkerTimes } from './deadline.ts'
+import { makeHunger } from './hunger.ts'
+import { endProcess, findMarked, type Marked } from './marked.ts'
 import type { Finding } from './verdict.ts'
 
 const LOOK_MS = 250
+/** After a fault that may leave a run without its worker, or a job with two. */
+const CLOSE_LOOK_MS = 50
+const CLOSE_SECONDS = 3
 /** A look that comes so much later than it should means that we had no processor. */
 const STALL_SECONDS = 0.1
-/** Within exec(2) a process has no environment, and before it that of its parent. */
-const SETTLED_SECONDS = 3
 /** From the finding to the end of what was found. */
 const MERCY_SECONDS = 8
-
-interface Marked {
-  readonly pid: number
-  readonly startTicks: number
-  /** of the worker it belongs to; undefined for the broker */
-  readonly worker: string | undefined
-  /** of a run; undefined for a worker itself */
-  readonly run:
-    | { readonly mark: string; readonly uuid: string; readonly attempt: string; readonly ttrSeconds: number }
-    | undefined
-}
 
 interface Run {
   readonly uuid: string
@@ -55,6 +44,8 @@ export interface Lookout {
   /** longest time that a run was seen alive beyond TTR + GRACE_TIME, in seconds, pauses not taken off */
   readonly latestSeconds: () => number
   readonly stalledSeconds: () => number
+  /** Looks more often for some seconds. */
+  lookClosely(): void
   stop(): void
 }
 
@@ -62,38 +53,55 @@ export function startLookout(options: LookoutOptions): Lookout {
   const runs = new Map<string, Run>()
   const settled = new Map<number, { ticks: number; marked: Marked | undefined }>()
   const stalls: Interval[] = []
+  const hunger = makeHunger()
   const lateKills: Finding[] = []
   const overlaps: Finding[] = []
   const overlapping = new Set<string>()
   let latest = 0
-  let last = uptimeSeconds()
+  let due = uptimeSeconds()
+  let closeUntil = 0
+  let timer: NodeJS.Timeout
   const look = () => {
     const now = uptimeSeconds()
-    if (now - last > LOOK_MS / 1000 + STALL_SECONDS) stalls.push({ from: last + LOOK_MS / 1000, to: now })
-    const alive = sortIntoRuns(findMarked(options.base, settled), runs)
+    if (now - due > STALL_SECONDS) stalls.push({ from: due, to: now })
+    const marked = findMarked(options.base, settled)
+    hunger.note(marked, now)
+    const alive = sortIntoRuns(marked, runs)
     for (const run of alive) {
       const times = options.timesOf(run.worker)
       if (times === undefined) continue
       latest = Math.max(latest, now - run.started - run.ttrSeconds - options.graceSeconds)
-      judge(run, now, deadlineOf(run, options.graceSeconds, times, stalls), times, lateKills)
+      judge(
+        run,
+        now,
+        deadlineOf(run, options.graceSeconds, times, hunger.stallsOf(run.worker, stalls)),
+        times,
+        lateKills,
+      )
     }
-    for (const [first, second] of pairsOfOneJob(alive)) {
-      const id = `${first.uuid} ${first.attempt} ${second.attempt}`
-      if (overlapping.has(id) || !bothAlive(first, second)) continue
-      overlapping.add(id)
-      const detail = `attempt ${first.attempt} (${first.worker}) and attempt ${second.attempt} (${second.worker}) were seen alive together`
-      overlaps.push({ id: first.uuid, detail })
-    }
-    last = uptimeSeconds()
+    noteOverlaps(alive, overlapping, overlaps)
   }
-  const timer = setInterval(look, LOOK_MS)
+  const lookAgain = () => {
+    look()
+    const now = uptimeSeconds()
+    const pauseMs = now < closeUntil ? CLOSE_LOOK_MS : LOOK_MS
+    due = now + pauseMs / 1000
+    timer = setTimeout(lookAgain, pauseMs)
+  }
+  timer = setTimeout(lookAgain, LOOK_MS)
   return {
     lateKills,
     overlaps,
     runCount: () => runs.size,
     latestSeconds: () => Math.round(latest * 10) / 10,
     stalledSeconds: () => Math.round(stalls.reduce((sum, { from, to }) => sum + ((to ?? from) - from), 0) * 10) / 10,
-    stop: () => clearInterval(timer),
+    lookClosely: () => {
+      closeUntil = uptimeSeconds() + CLOSE_SECONDS
+      clearTimeout(timer)
+      due = uptimeSeconds()
+      timer = setTimeout(lookAgain, 0)
+    },
+    stop: () => clearTimeout(timer),
   }
 }
 
@@ -138,6 +146,16 @@ function sortIntoRuns(marked: readonly Marked[], runs: Map<string, Run>): Run[] 
   return [...alive]
 }
 
+function noteOverlaps(alive: readonly Run[], known: Set<string>, overlaps: Finding[]): void {
+  for (const [first, second] of pairsOfOneJob(alive)) {
+    const id = [first, second].map(({ processes }) => processes[0]?.run?.mark).join(' ')
+    if (known.has(id) || !bothAlive(first, second)) continue
+    known.add(id)
+    const [one, other] = [first, second].map(({ attempt, worker }) => `attempt ${attempt} (${worker})`)
+    overlaps.push({ id: first.uuid, detail: `${one} and ${other} were seen alive together` })
+  }
+}
+
 function pairsOfOneJob(alive: readonly Run[]): [Run, Run][] {
   const seen = new Map<string, Run>()
   const pairs: [Run, Run][] = []
@@ -153,84 +171,4 @@ function pairsOfOneJob(alive: readonly Run[]): [Run, Run][] {
 function bothAlive(first: Run, second: Run): boolean {
   const lives = (run: Run) => run.processes.some(({ pid, startTicks }) => isAlive(pid, startTicks))
   return lives(first) && lives(second) && lives(first)
-}
-
-function endProcess(pid: number, startTicks: number): void {
-  if (!isAlive(pid, startTicks)) return
-  try {
-    process.kill(pid, 'SIGKILL')
-  } catch {
-    // gone since we looked
-  }
-}
-
-/** All processes of the torture that are alive: of its workers, their runs, and its broker. */
-export function findMarked(
-  base: string,
-  settled: Map<number, { ticks: number; marked: Marked | undefined }> = new Map(),
-): Marked[] {
-  const now = uptimeSeconds()
-  const found: Marked[] = []
-  for (const name of readdirSync('/proc')) {
-    const pid = Number(name)
-    if (!Number.isInteger(pid) || pid === process.pid) continue
-    const sight = readProcess(pid)
-    if (sight === undefined) continue
-    const known = settled.get(pid)
-    const isKnown = known !== undefined && known.ticks === sight.startTicks
-    const marked = isKnown ? known.marked : readMark(base, pid, sight.startTicks)
-    if (!isKnown && (marked?.run !== undefined || now - sight.startTicks / TICKS_PER_SECOND > SETTLED_SECONDS)) {
-      settled.set(pid, { ticks: sight.startTicks, marked })
-    }
-    if (marked !== undefined) found.push(marked)
-  }
-  return found
-}
-
-function readMark(base: string, pid: number, startTicks: number): Marked | undefined {
-  const text = readProc(pid, 'environ')
-  if (!text.includes(base)) {
-    // A helper of a worker may have been given an environment of its own.
-    const isOurs = readProc(pid, 'cmdline').includes(base)
-    return isOurs ? { pid, startTicks, worker: undefined, run: undefined } : undefined
-  }
-  const variables = new Map(
-    text.split('\0').map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
-  )
-  const mark = variables.get(MARK)
-  const run = variables.get('QWORKER_RUN')
-  const isOurs = mark?.startsWith(`${base}/`) || (run !== undefined && variables.get('HOME')?.startsWith(`${base}/`))
-  if (!isOurs) return undefined
-  return {
-    pid,
-    startTicks,
-    worker: mark?.slice(base.length + 1) || undefined,
-    run:
-      run === undefined
-        ? undefined
-        : {
-            mark: run,
-            uuid: variables.get('QWORKER_UUID') ?? run.slice(0, 32),
-            attempt: variables.get('QWORKER_ATTEMPT') ?? '?',
-            ttrSeconds: Number(variables.get('QWORKER_TTR')),
-          },
-  }
-}
-
-function readProc(pid: number, name: 'environ' | 'cmdline'): string {
-  try {
-    return readFileSync(`/proc/${pid}/${name}`, 'latin1')
-  } catch {
-    return ''
-  }
-}
-
-/** Ends all that the torture started and all that came of it, until nothing is found. */
-export async function endAllMarked(base: string): Promise<void> {
-  for (let looks = 0; looks < 100; looks++) {
-    const found = findMarked(base)
-    if (found.length === 0) return
-    for (const { pid, startTicks } of found) endProcess(pid, startTicks)
-    await new Promise((resolve) => setTimeout(resolve, 30))
-  }
 }

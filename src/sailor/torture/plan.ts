@@ -192,7 +192,7 @@ function headerOf(share: number, dice: Dice): object {
 }
 
 function payloadOf(share: number, dice: Dice): object {
-  const sea = { seed: dice(2 ** 31), sleep: (5 + dice(26)) / 100, megabytes: 1 + dice(2) }
+  const sea = { seed: dice(2 ** 31), sleep: (5 + dice(26)) / 100, megabytes: 1 }
   if (share < WILD_SHARE) return { ...sea, wild: true }
   const names = share < WILD_SHARE + QUICK_SHARE ? QUICK : ENDLESS
   // Half of the quick ones are normal: most jobs of this world are.

@@ -30,6 +30,8 @@ export interface ProducerOptions {
 
 const PRODUCERS = 3
 const PAUSE_MS = 200
+/** Of the time that was lost to a fault so much is made up for. */
+const MOST_ARREARS_MS = 8_000
 /** A put whose answer was lost is repeated by a careful producer; not all are careful. */
 const REPEATS_AFTER_LOSS = 2
 
@@ -65,8 +67,7 @@ async function produce(
       await pause(Math.min(Math.max(due - now, 20), PAUSE_MS), signal)
       continue
     }
-    // Time that was lost to a fault is not made up for.
-    due = Math.max(due + intervalMs, now)
+    due = Math.max(due + intervalMs, now - MOST_ARREARS_MS)
     const job = planJob(seed, takeNumber())
     const entry: LedgerEntry = { job, puts: [] }
     for (let copy = 0; copy < job.copies && !signal.aborted; copy++) await put(options, ledger, entry, line)

@@ -125,6 +125,9 @@ function readText(path: string): string | undefined {
   }
 }
 
+/** Folders of a worker beside the results. */
+const OURS = ['.work', '.state']
+
 /** Whatever must not be there when no worker is: scratch directories, temporary files, locks. */
 export function findLeaks(baseDir: string): Finding[] {
   const leaks: Finding[] = []
@@ -136,19 +139,17 @@ export function findLeaks(baseDir: string): Finding[] {
     })
   }
   for (const name of list(baseDir)) {
-    if (isTemporary(name)) leaks.push({ id: name, detail: 'a temporary file in the result directory' })
+    if (name.startsWith('.') && !OURS.includes(name))
+      leaks.push({ id: name, detail: 'was left in the result directory' })
     if (!/^[0-9a-f]{2}$/.test(name)) continue
     for (const job of list(join(baseDir, name))) {
-      for (const file of list(join(baseDir, name, job)).filter(isTemporary)) {
+      // No output begins with a dot: these are temporary files and locks.
+      for (const file of list(join(baseDir, name, job)).filter((entry) => entry.startsWith('.'))) {
         leaks.push({ id: job, detail: `${file} was left in the job's directory` })
       }
     }
   }
   return leaks
-}
-
-function isTemporary(name: string): boolean {
-  return name.endsWith('.tmp') || name.startsWith('.publishing')
 }
 
 function list(dir: string): string[] {

@@ -7,9 +7,8 @@ import type { S3Options } from '../../store/store.ts'
 import { type Broker, startBroker } from './broker.ts'
 import { type Bucket, makeForwarder, makeStandIn, startBucket } from './bucket.ts'
 import { type Copies, copiesInBucket, copiesInStandIn } from './copies.ts'
-import { MARK } from './crew.ts'
 import { mountSmallDisk, type SmallDisk } from './disk.ts'
-import { endAllMarked } from './lookout.ts'
+import { endAllMarked, MARK } from './marked.ts'
 import { startProxy, type TcpProxy } from './proxy.ts'
 import { startWatchdog } from './watchdog.ts'
 
@@ -55,7 +54,8 @@ export interface Rig {
   readonly workerEnv: Readonly<Record<string, string>> | undefined
   /** for people: what was not disturbed, and why; where things are */
   readonly notes: readonly string[]
-  takeDown(): Promise<void>
+  /** Resolves to what could not be taken down; does all the rest in any case. */
+  takeDown(): Promise<string[]>
 }
 
 const BUCKET_NAME = 'torture'
@@ -64,57 +64,88 @@ const BUCKET_NAME = 'torture'
 export async function buildRig(options: RigOptions): Promise<Rig> {
   const { world, tag, keep } = options
   const base = mkdtempSync(join(tmpdir(), 'qworker-torture-'))
-  const undo: (() => Promise<void> | void)[] = []
+  const resultDir = world.kind === 'private' ? join(base, 'disk') : join(world.resultBaseDir, `.torture-${tag}`)
+  const outside = world.kind === 'private' ? undefined : resultDir
+  const dismissDog = startWatchdog(options.environment.PATH ?? '', base, join(base, 'disk'), outside)
+  const undo: Undo[] = []
+  if (!keep) for (const dir of [base, outside]) if (dir !== undefined) undo.push(() => removeTree(dir))
   const takeDown = async () => {
-    await endAllMarked(base)
-    for (const action of undo.reverse()) await action()
-    undo.length = 0
-    if (!keep) rmSync(base, { recursive: true, force: true, maxRetries: 5 })
+    const problems = await undoAll([...undo, () => endAllMarked(base)])
+    // What could not be cleaned up now, the watchdog tries once more when we are gone.
+    if (problems.length === 0) dismissDog()
+    return problems
   }
   try {
-    const notes: string[] = keep ? [`kept: ${base}`] : []
-    const resultDir = world.kind === 'private' ? join(base, 'disk') : join(world.resultBaseDir, `.torture-${tag}`)
-    const outside = world.kind === 'private' ? undefined : resultDir
-    const dismissDog = startWatchdog(options.environment.PATH ?? '', base, join(base, 'disk'), outside)
-    undo.push(dismissDog)
-    if (outside !== undefined && !keep)
-      undo.push(() => rmSync(outside, { recursive: true, force: true, maxRetries: 5 }))
-    mkdirSync(join(base, 'journal'))
-    const disk = await buildDisk(options, resultDir, notes)
-    if (disk !== undefined && !keep) undo.push(() => disk.unmount())
-    const broker =
-      world.kind === 'private' ? await startBroker(join(base, 'binlog'), brokerEnv(options, base)) : undefined
-    if (broker !== undefined) undo.push(() => broker.stop())
-    const brokerHost = world.kind === 'private' ? '127.0.0.1' : world.brokerHost
-    const brokerPort = broker?.port ?? (world.kind === 'deployment' ? world.brokerPort : 0)
-    const proxies = await Promise.all(Array.from({ length: options.workers }, () => startProxy(brokerHost, brokerPort)))
-    const producerProxy = await startProxy(brokerHost, brokerPort)
-    undo.push(async () => void (await Promise.all([...proxies, producerProxy].map((proxy) => proxy.close()))))
-    const s3 = await buildS3(options, base, notes)
-    undo.push(async () => void (await Promise.all([s3.bucket?.close(), s3.copies?.close()])))
-    const tube = `torture-${tag}`
-    return {
-      base,
-      journal: join(base, 'journal'),
-      resultDir,
-      tube,
-      brokerHost,
-      brokerPort,
-      broker,
-      proxies,
-      producerProxy,
-      bucket: s3.bucket,
-      copies: s3.copies,
-      disk,
-      settings: { RESULT_BASEDIR: resultDir, TUBES: [tube], ...s3.settings },
-      workerEnv: world.kind === 'private' ? privateEnv(options, base) : undefined,
-      notes,
-      takeDown,
-    }
+    return { ...(await furnish(options, base, resultDir, undo)), takeDown }
   } catch (error) {
     await takeDown()
     throw error
   }
+}
+
+type Undo = () => Promise<unknown> | unknown
+
+/** Last things first; what goes wrong with one keeps none of the others. */
+async function undoAll(undo: readonly Undo[]): Promise<string[]> {
+  const problems: string[] = []
+  for (const action of [...undo].reverse()) {
+    try {
+      await action()
+    } catch (error) {
+      problems.push((error as Error).message)
+    }
+  }
+  return problems
+}
+
+function removeTree(dir: string): void {
+  rmSync(dir, { recursive: true, force: true, maxRetries: 5 })
+}
+
+/** @param undo gets what takes down each part, as soon as the part is there */
+async function furnish(
+  options: RigOptions,
+  base: string,
+  resultDir: string,
+  undo: Undo[],
+): Promise<Omit<Rig, 'takeDown'>> {
+  const { world, tag, keep, workers } = options
+  const notes: string[] = keep ? [`kept: ${base}`] : []
+  mkdirSync(join(base, 'journal'))
+  const disk = await buildDisk(options, resultDir, notes)
+  if (disk !== undefined && !keep) undo.push(() => disk.unmount())
+  const broker =
+    world.kind === 'private' ? await startBroker(join(base, 'binlog'), brokerEnv(options, base)) : undefined
+  if (broker !== undefined) undo.push(() => broker.stop())
+  const brokerHost = world.kind === 'private' ? '127.0.0.1' : world.brokerHost
+  const brokerPort = world.kind === 'private' ? (broker?.port ?? 0) : world.brokerPort
+  const [producerProxy, ...proxies] = await startProxies(brokerHost, brokerPort, workers + 1)
+  undo.push(() => Promise.all([producerProxy, ...proxies].map((proxy) => proxy.close())))
+  const s3 = await buildS3(options, base, notes)
+  undo.push(() => Promise.all([s3.bucket?.close(), s3.copies?.close()]))
+  const tube = `torture-${tag}`
+  return {
+    base,
+    journal: join(base, 'journal'),
+    resultDir,
+    tube,
+    brokerHost,
+    brokerPort,
+    broker,
+    proxies,
+    producerProxy,
+    bucket: s3.bucket,
+    copies: s3.copies,
+    disk,
+    settings: { RESULT_BASEDIR: resultDir, TUBES: [tube], ...s3.settings },
+    workerEnv: world.kind === 'private' ? privateEnv(options, base) : undefined,
+    notes,
+  }
+}
+
+async function startProxies(host: string, port: number, count: number): Promise<[TcpProxy, ...TcpProxy[]]> {
+  const first = await startProxy(host, port)
+  return [first, ...(await Promise.all(Array.from({ length: count - 1 }, () => startProxy(host, port))))]
 }
 
 function brokerEnv({ environment }: RigOptions, base: string): Record<string, string> {
@@ -133,8 +164,9 @@ async function buildDisk(options: RigOptions, resultDir: string, notes: string[]
     return undefined
   }
   const disk = await mountSmallDisk(resultDir, options.diskMegabytes)
-  if (disk === undefined) notes.push('disk not filled: this user may not mount a small one')
-  return disk
+  if (typeof disk !== 'string') return disk
+  notes.push(`disk not filled: ${disk}`)
+  return undefined
 }
 
 interface S3Parts {

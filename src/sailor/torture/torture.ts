@@ -12,7 +12,8 @@ import { countRuns, readOverlaps } from '../journal.ts'
 import { type Crew, hireCrew, timesOf } from './crew.ts'
 import { bringFaults, calmAll, type FaultRecord, type Victims } from './faults.ts'
 import { type Logbook, makeLogbook } from './logbook.ts'
-import { findMarked, type Lookout, startLookout } from './lookout.ts'
+import { type Lookout, startLookout } from './lookout.ts'
+import { findMarked } from './marked.ts'
 import { type FaultKind, planFaults } from './plan.ts'
 import { type Ledger, type Producers, startProducers } from './producers.ts'
 import { findLeaks, type ResultWatch, readDisk, watchResults } from './results.ts'
@@ -74,7 +75,7 @@ export interface TortureReport {
 export type TortureEnd =
   | { readonly kind: 'report'; readonly report: TortureReport }
   | { readonly kind: 'not_started'; readonly reason: string }
-  | { readonly kind: 'interrupted' }
+  | { readonly kind: 'interrupted'; readonly kept: string | undefined }
 
 const PROGRESS_MS = 10_000
 const LOOK_MS = 1_000
@@ -87,6 +88,9 @@ const DRAIN_STALL_MS = 75_000
 const LONGEST_DRAIN_MS = 600_000
 /** An empty queue is believed when it was seen so often in a row. */
 const EMPTY_LOOKS = 3
+/** What a small disk must hold: the documents and outputs of each job, and room for runs. */
+const JOB_MEGABYTES = 0.15
+const ROOM_MEGABYTES = 96
 const LAST_BREATH_MS = 3_000
 const SHOWN_LOGS = 4
 
@@ -105,6 +109,8 @@ interface Scene {
   phase: Progress['phase']
   open: number
   buried: number
+  /** jobs that had been put when the queue was last looked at */
+  putAtLook: number
 }
 
 export async function torture(options: TortureOptions): Promise<TortureEnd> {
@@ -116,22 +122,27 @@ export async function torture(options: TortureOptions): Promise<TortureEnd> {
   }
   const scene = setScene(options, rig)
   const stopLooking = startLooking(scene)
+  let end: TortureEnd
+  let left: string[]
   try {
     await play(scene)
-    if (options.signal.aborted) return { kind: 'interrupted' }
-    return { kind: 'report', report: await compare(scene) }
+    end = options.signal.aborted
+      ? { kind: 'interrupted', kept: options.keep ? rig.base : undefined }
+      : { kind: 'report', report: await compare(scene) }
   } finally {
     stopLooking()
     scene.lookout.stop()
     await scene.crew.killAll()
-    await rig.takeDown()
+    left = await rig.takeDown()
   }
+  if (end.kind !== 'report' || left.length === 0) return end
+  const notes = [...end.report.notes, ...left.map((problem) => `could not be cleaned up: ${problem}`)]
+  return { kind: 'report', report: { ...end.report, notes } }
 }
 
 function build(options: TortureOptions): Promise<Rig> {
   const { world, workers, tag, environment, keep, seed, minutes, jobsPerSecond } = options
-  // Outputs and documents of a job take some 80 KiB; the rest is room for runs.
-  const diskMegabytes = Math.min(96 + Math.ceil(minutes * 60 * jobsPerSecond * 0.1), 1024)
+  const diskMegabytes = Math.ceil(ROOM_MEGABYTES + minutes * 60 * jobsPerSecond * JOB_MEGABYTES)
   let throws = 0
   const isHit = (share: number) => rollDice(seed, ++throws, 100) < share
   return buildRig({ world, workers, tag, environment, keep, diskMegabytes, isHit })
@@ -149,19 +160,21 @@ function setScene(options: TortureOptions, rig: Rig): Scene {
     proxies: rig.proxies,
   })
   const { proxies, producerProxy, broker, bucket, disk } = rig
+  const lookout = startLookout({
+    base: rig.base,
+    graceSeconds: options.graceSeconds,
+    timesOf: (name) => {
+      const sailor = crew.sailors.get(name)
+      return sailor && timesOf(sailor)
+    },
+  })
+  const onOrphans = () => lookout.lookClosely()
   return {
     options,
     rig,
     crew,
-    victims: { crew, proxies, producerProxy, broker, bucket, disk },
-    lookout: startLookout({
-      base: rig.base,
-      graceSeconds: options.graceSeconds,
-      timesOf: (name) => {
-        const sailor = crew.sailors.get(name)
-        return sailor && timesOf(sailor)
-      },
-    }),
+    victims: { crew, proxies, producerProxy, broker, bucket, disk, onOrphans },
+    lookout,
     logbook: makeLogbook(),
     watch: watchResults(rig.resultDir),
     record: { done: new Map<FaultKind, number>(), failures: [] },
@@ -170,6 +183,7 @@ function setScene(options: TortureOptions, rig: Rig): Scene {
     phase: 'torture',
     open: 0,
     buried: 0,
+    putAtLook: 0,
   }
 }
 
@@ -185,6 +199,7 @@ function startLooking(scene: Scene): () => void {
         const { open, buried } = await countTube(wire, scene.rig.tube)
         scene.open = open
         scene.buried = buried
+        scene.putAtLook = ledgerOf(scene).size
       } catch {
         // The broker is away: what it last said holds.
         wire?.close()
@@ -247,7 +262,7 @@ async function play(scene: Scene): Promise<void> {
     tube: rig.tube,
     jobsPerSecond,
     maxOpen: Math.min(Math.max(jobsPerSecond * OPEN_SECONDS, LEAST_OPEN), MOST_OPEN),
-    openCount: () => scene.open,
+    openCount: () => scene.open + ledgerOf(scene).size - scene.putAtLook,
     signal: producing,
   })
   await Promise.all([
@@ -313,6 +328,7 @@ async function compare(scene: Scene): Promise<TortureReport> {
       ...watch.replaced,
       ...(rig.copies?.replaced(ledgerOf(scene).keys()) ?? []),
     ]),
+    blind: findBlindness(scene, jobs),
     ranTwice: byJob([
       ...readOverlaps(rig.journal).map(({ uuid, detail }) => ({ id: uuid, detail })),
       ...lookout.overlaps,
@@ -343,6 +359,20 @@ async function compare(scene: Scene): Promise<TortureReport> {
     ],
     logs: collectLogs(verdict, logbook),
   }
+}
+
+/** Who sees nothing finds nothing: what must have been seen, and was not, is a finding too. */
+function findBlindness({ rig, lookout, logbook }: Scene, jobs: readonly JobFacts[]): Finding[] {
+  const complete = jobs.filter(({ disk }) => disk.result === 'whole').length
+  const eyes: [string, number][] = [
+    ['runs in the journal', countRuns(rig.journal)],
+    ['runs in /proc', lookout.runCount()],
+    ['publications in the logs', logbook.eventCount('job_published')],
+  ]
+  // Most of them: a worker may be killed between the deed and the word, and a run be over between two looks.
+  return eyes.flatMap(([id, seen]) =>
+    seen >= complete / 2 ? [] : [{ id, detail: `${seen} were seen, and ${complete} jobs are complete` }],
+  )
 }
 
 /** A job may be found in several ways, and is one job. */

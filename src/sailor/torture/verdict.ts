@@ -46,6 +46,8 @@ export interface Facts {
   /** workers that ended by themselves, and workers that did not end when they were asked to */
   readonly crashes: readonly Finding[]
   readonly stuck: readonly Finding[]
+  /** eyes of the torture itself that saw less than there must have been */
+  readonly blind: readonly Finding[]
 }
 
 export const BAD_ROWS = {
@@ -60,6 +62,7 @@ export const BAD_ROWS = {
   leaks: 'leaked directories and files',
   crashes: 'crashed workers',
   stuck: 'workers that did not stop',
+  blind: 'eyes of the torture that saw too little',
 } as const
 
 export type BadRow = keyof typeof BAD_ROWS
@@ -78,7 +81,7 @@ export interface Verdict {
 type Fate = { row: 'complete' | 'buried' | 'absent' } | { row: 'unfinished' | 'lost' | 'damaged'; detail: string }
 
 export function computeVerdict(facts: Facts): Verdict {
-  const { jobs, publishedTwice, ranTwice, survivors, lateKills, leaks, crashes, stuck } = facts
+  const { jobs, publishedTwice, ranTwice, survivors, lateKills, leaks, crashes, stuck, blind } = facts
   const fates = jobs.map((job) => ({ job, fate: fateOf(job) }))
   const count = (row: Fate['row']) => fates.filter(({ fate }) => fate.row === row).length
   const select = (row: Fate['row']): Finding[] =>
@@ -100,6 +103,7 @@ export function computeVerdict(facts: Facts): Verdict {
     leaks,
     crashes,
     stuck,
+    blind,
   }
   const accepted = jobs.filter(isAccepted).length
   return {

@@ -10,8 +10,9 @@ const SCRIPT = `
 read -r base; read -r disk; read -r results
 cat >/dev/null
 for look in 1 2 3 4 5; do
-  for process in /proc/[0-9]*; do
-    if echo "$base/" | grep -qsF -f - "$process/environ" "$process/cmdline"; then kill -9 "\${process#/proc/}"; fi
+  for file in $(echo "$base/" | grep -lsF -f - /proc/[0-9]*/environ /proc/[0-9]*/cmdline); do
+    process=\${file#/proc/}
+    kill -9 "\${process%/*}"
   done
   sleep 0.3
 done

@@ -1,0 +1,134 @@
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { findRuns, type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
+import { startProxy } from '../support/proxy.ts'
+
+const NOTES = 'echo "$QWORKER_ATTEMPT" >> "$(dirname "$0")/runs"; echo x > "by-$QWORKER_ATTEMPT.txt"'
+const RESULT = 'echo "$QWORKER_ATTEMPT"'
+/** TTR: the run's limit too, and a frozen worker's attempt is another's 30 s after it. */
+const TTR_SECONDS = 5
+const OVERDUE_SECONDS = 120
+
+const runsOf = (home: Installation) =>
+  readFileSync(join(home.algorithms, 'job', 'runs'), 'utf8')
+    .trim()
+    .split('\n').length
+const published = ({ events }: RunningWorker, uuid: string) =>
+  events.filter((line) => line.event === 'job_published' && line.uuid === uuid).length
+const folderOf = (home: Installation, uuid: string) => join(home.results, uuid.slice(0, 2), uuid)
+
+function readAll(home: Installation, uuid: string): Record<string, string> {
+  const folder = folderOf(home, uuid)
+  return Object.fromEntries(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name), 'utf8')]))
+}
+
+async function freeze({ child, pid }: RunningWorker): Promise<void> {
+  child.kill('SIGSTOP')
+  await until('it is stopped', () => isStopped(pid))
+}
+
+function isStopped(pid: number): boolean {
+  return /^State:\tT/m.test(readFileSync(`/proc/${pid}/status`, 'latin1'))
+}
+
+test('a worker that is stopped right before it publishes and goes on soon takes its job back: it ran once, and another gave it back meanwhile', async () => {
+  const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
+  home.addAlgorithm('job', `${NOTES}; ${RESULT}`)
+  const proxy = await startProxy(home.broker.port)
+  proxy.holdFrom('touch')
+  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+  const uuid = newUuid()
+  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: 60 })
+  await first.waitFor('the end of the run', ({ event }) => event === 'run_ended')
+  await until('its last question is on its way', () => proxy.isHolding())
+  await freeze(first)
+  const second = await home.startWorker()
+  proxy.cut()
+  proxy.release()
+  await second.waitFor('the job', (line) => line.event === 'job_busy')
+  first.child.kill('SIGCONT')
+  await until('the job is gone', async () => (await home.ticketState(ticket)) === 'gone')
+  expect([published(first, uuid), published(second, uuid)]).toEqual([1, 0])
+  expect(runsOf(home)).toBe(1)
+  expect(home.status(uuid)?.attempts).toMatchObject([{ attempt: 1, outcome: 'success' }])
+}, 180_000)
+
+test('the run of a worker that stays stopped is ended by another, which runs the job again; going on, the first changes nothing', async () => {
+  const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
+  home.addAlgorithm(
+    'job',
+    `${NOTES}; [ "$QWORKER_ATTEMPT" = 1 ] || { ${RESULT}; exit; }
+worker=\${QWORKER_RUN#w}; kill -STOP "\${worker%%-*}"; setsid sleep 300 & exec sleep 300`,
+  )
+  home.addAlgorithm('other', 'echo 1')
+  const proxy = await startProxy(home.broker.port)
+  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+  const uuid = newUuid()
+  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: TTR_SECONDS })
+  await until('it has stopped its worker', () => isStopped(first.pid))
+  const second = await home.startWorker()
+  proxy.cut()
+  await second.waitFor('the job', ({ event }) => event === 'job_busy')
+  expect(findRuns(home.results).length).toBeGreaterThan(0)
+  expect(second.events.some(({ event }) => event === 'job_dequeued')).toBe(false)
+  await second.waitFor('its turn', ({ event }) => event === 'run_ended')
+  expect(findRuns(home.results)).toEqual([])
+  await until('the job is gone', async () => (await home.ticketState(ticket)) === 'gone')
+  const before = readAll(home, uuid)
+  expect(Object.keys(before).sort()).toEqual(['by-2.txt', 'result.json', 'status.json', 'stderr.log', 'stdout.log'])
+  expect(home.result(uuid)).toMatchObject({ attempt: 2, result: 2, files: [{ name: 'by-2.txt' }] })
+  expect(home.status(uuid)?.attempts).toMatchObject([
+    { attempt: 1, outcome: 'abandoned', error: 'its worker lives and does not answer' },
+    { attempt: 2, outcome: 'success' },
+  ])
+  first.child.kill('SIGCONT')
+  const end = await first.waitFor('its end', (line) => line.event === 'job_settled' && line.uuid === uuid)
+  expect(end).toMatchObject({ settlement: { action: 'none' }, msg: expect.stringContaining('no longer ours') })
+  await second.stop()
+  const other = await home.putJob('other')
+  await until('the first works on', () => home.status(other)?.state === 'complete')
+  expect(readAll(home, uuid)).toEqual(before)
+  expect(published(first, uuid)).toBe(0)
+  expect(runsOf(home)).toBe(2)
+}, 240_000)
+
+test("a worker that stays stopped in the middle of its publication publishes nothing when it goes on: the result is that of the other, and no file is the first one's", async () => {
+  const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
+  home.addAlgorithm('job', `${NOTES}; ${RESULT}`)
+  home.addAlgorithm('other', 'echo 1')
+  const proxy = await startProxy(home.broker.port)
+  // The first question comes before files get their names, the second before the result does.
+  proxy.holdFrom('touch', 1)
+  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+  const uuid = newUuid()
+  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: TTR_SECONDS })
+  await first.waitFor('the end of the run', ({ event }) => event === 'run_ended')
+  await until('its last question is on its way', () => proxy.isHolding())
+  await freeze(first)
+  expect(existsSync(join(folderOf(home, uuid), '.publishing'))).toBe(true)
+  expect(home.result(uuid)).toBeUndefined()
+  const second = await home.startWorker()
+  proxy.cut()
+  proxy.release()
+  await second.waitFor('the job', ({ event }) => event === 'job_busy')
+  await second.waitFor('its turn', ({ event }) => event === 'run_ended')
+  expect(home.result(uuid)).toBeUndefined()
+  first.child.kill('SIGCONT')
+  await until('the job is gone', async () => (await home.ticketState(ticket)) === 'gone', OVERDUE_SECONDS)
+  expect([published(first, uuid), published(second, uuid)]).toEqual([0, 1])
+  expect(home.result(uuid)).toMatchObject({ attempt: 2, result: 2, files: [{ name: 'by-2.txt' }] })
+  expect(home.status(uuid)?.attempts).toMatchObject([
+    { attempt: 1, outcome: 'abandoned' },
+    { attempt: 2, outcome: 'success' },
+  ])
+  const before = readAll(home, uuid)
+  expect(Object.keys(before).sort()).toEqual(['by-2.txt', 'result.json', 'status.json', 'stderr.log', 'stdout.log'])
+  const end = await first.waitFor('its end', (line) => line.event === 'job_settled' && line.uuid === uuid)
+  expect(end).toMatchObject({ settlement: { action: 'none' }, msg: expect.stringContaining('no longer ours') })
+  await second.stop()
+  const other = await home.putJob('other')
+  await until('the first works on', () => home.status(other)?.state === 'complete')
+  expect(readAll(home, uuid)).toEqual(before)
+  expect(runsOf(home)).toBe(2)
+}, 240_000)
