@@ -1,47 +1,18 @@
-import { hostname } from 'node:os'
-import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+/** The command line of `qworker`: the worker itself, and what is done around it, each loaded when it is called. */
+
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
-import {
-  algorithmEnvironment,
-  type Config,
-  ConfigError,
-  describeConfig,
-  serviceEnvironment,
-  WORKER_KEYS,
-} from '../config.ts'
-import { type ResultServer, startResultServer } from '../http/server.ts'
-import { startOutbox } from '../outbox.ts'
-import type { Stores } from '../publish.ts'
 import { isTubeName } from '../queue/queue.ts'
-import { type Bus, makeBus } from '../report/events.ts'
-import { makeLog } from '../report/log.ts'
-import type { Catalogue } from '../run/algorithm.ts'
-import { openGroups } from '../run/cgroup.ts'
-import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
-import { startGuard } from '../run/guard.ts'
-import { isPresent, ownPresence } from '../run/presence.ts'
-import { WORK_FOLDER } from '../run/workdir.ts'
-import { openWorkshop } from '../run/workshop.ts'
-import { openLocalStore, openS3Store, type Publisher, StoreError } from '../store/store.ts'
-import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
-import { makeRecovery } from '../worker/recovery.ts'
-import { startWorker, type Worker } from '../worker/worker.ts'
-import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
-import { type Notifier, openNotifier } from './notify.ts'
-import { directoryOf, makeSettings, readAlgorithms, readConfig, reload, type WorkerFlags } from './settings.ts'
-import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
+import { StoreError } from '../store/store.ts'
+import { TrackerError } from '../tracker/tracker.ts'
+import { heedEarlySignals } from './early-signals.ts'
+import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe } from './exit.ts'
+import type { WorkerFlags } from './settings.ts'
 import { VERSION } from './version.ts'
 
 const NAME = 'qworker'
-const STOP_SIGNALS = ['SIGTERM', 'SIGINT'] as const
-const MAX_UNREAD_BYTES = 4 * 2 ** 20
 
-/** Below RESULT_BASEDIR. */
-const TRACKER_FILE = join('.state', 'tracker.db')
-/** For the end of what runs, its publication and its copies, beyond DRAIN_TIME. */
-const STOP_MARGIN_SECONDS = 25
-const OUTBOX_GRACE_MS = 5_000
+/** Each has a command line of its own, and resolves to its exit code. */
+const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {}
 
 function makeProgram(): Command {
   return new Command(NAME)
@@ -78,224 +49,15 @@ function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value]
 }
 
-/** TERM and INT before the worker is there to heed them. */
-interface EarlySignals {
-  /** the first that came after `hold` */
-  readonly signal: NodeJS.Signals | undefined
-  /** From now on there are parts to be closed: the first signal is remembered, the second ends the program. */
-  hold(exitCode: number): void
-  /** The worker heeds them itself. */
-  release(): void
-}
-
-/** Before anything was started a signal ends the program as it would have ended: with 0. */
-function heedEarlySignals(): EarlySignals {
-  let exitCode: number | undefined
-  let signal: NodeJS.Signals | undefined
-  const onSignal = (name: NodeJS.Signals) => {
-    if (exitCode === undefined || signal !== undefined) process.exit(exitCode ?? EXIT.ok)
-    signal = name
-  }
-  for (const name of STOP_SIGNALS) process.on(name, onSignal)
-  return {
-    get signal() {
-      return signal
-    },
-    hold: (code) => {
-      exitCode = code
-    },
-    release: () => {
-      for (const name of STOP_SIGNALS) process.off(name, onSignal)
-    },
-  }
-}
-
 async function main(): Promise<void> {
-  const early = heedEarlySignals()
   ignoreBrokenPipe()
-  // A reload that comes while we start finds all fresh; by default it would end us.
-  process.on('SIGHUP', () => undefined)
+  const [name = '', ...args] = process.argv.slice(2)
+  const subcommand = Object.hasOwn(SUBCOMMANDS, name) ? SUBCOMMANDS[name] : undefined
+  if (subcommand !== undefined) return endProgram(NAME, await (await subcommand()).run(args))
+  const early = heedEarlySignals()
   const flags = parseFlags()
-  const config = await readConfigOrEnd(flags)
-  // Before anything lasting is started, and before the limits of algorithms are divided.
-  const cgroup = await divideOwnGroup()
-  const catalogue = await readAlgorithms(config, controllersOf(cgroup))
-  const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
-  const stores = await openStores(config, publisher)
-  const problems = await findProblems(config, stores, catalogue)
-  const tracker = await openTrackerOrTell(config, problems)
-  const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
-  if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) {
-    if ('path' in cgroup) cgroup.giveBack()
-    return endWithProblems(problems)
-  }
-
-  const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
-  bus.subscribe(makeLog(logOptions(config, flags)))
-  if (flags.verbose && logOptions(config, flags).format === 'text') {
-    await writeOut(`Using this configuration:\n${describeConfig(config, WORKER_KEYS)}---\n`)
-    await writeOut(`Starting worker, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}\n`)
-  }
-  for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
-    bus.emit({ event: 'algorithm_problem', problem })
-  for (const { message } of problems) bus.emit({ event: 'worker_problem', problem: message })
-  const setStaging = (folder: string) => {
-    publisher.staging = folder
-  }
-  await serve(config, flags, { catalogue, stores, tracker, bus, cgroup, setStaging, early })
-}
-
-function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
-  return 'path' in cgroup ? cgroup.controllers : []
-}
-
-/** What the log says of it. */
-function describeCgroup(cgroup: Parts['cgroup']): { controllers: readonly string[] | null; why: string | null } {
-  return 'path' in cgroup ? { controllers: cgroup.controllers, why: null } : { controllers: null, why: cgroup.why }
-}
-
-interface Parts {
-  readonly catalogue: Catalogue
-  readonly stores: Stores
-  readonly tracker: Tracker
-  readonly bus: Bus
-  readonly cgroup: Delegation | { readonly why: string }
-  /** Where the local store may prepare what it publishes. */
-  readonly setStaging: (folder: string) => void
-  readonly early: EarlySignals
-}
-
-async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<void> {
-  const { bus, stores, tracker, catalogue, cgroup, early } = parts
-  early.hold(flags.once ? EXIT.failed : EXIT.ok)
-  const name = `${hostname()}.${process.pid}`
-  // The HTTP server comes first: once a job is taken, its status can be asked for.
-  let worker: Worker | undefined
-  const settings = makeSettings(config, flags, catalogue)
-  const server = await startHttp(config, parts, maxClients(settings.slots), () => worker)
-  const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
-  const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
-  const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
-  const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
-  const workshop = await openWorkshop(workBase, name, undefined, groups?.base).catch((error: Error) =>
-    endWithError(NAME, EXIT.cantCreate, `no folder for runs can be made in ${workBase}: ${error.message}`),
-  )
-  parts.setStaging(workshop.path)
-  const guard = startGuard({ workshop, program: fileURLToPath(new URL('./guard.js', import.meta.url)), onProblem })
-  const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
-  await recovery.recoverAll()
-  if ('path' in cgroup) await cgroup.sweep()
-  const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
-  // A signal that came meanwhile: nothing is taken, all is closed.
-  if (early.signal === undefined) {
-    worker = startWorker({
-      ...settings,
-      name,
-      workerId: workshop.id,
-      workshop: workshop.path,
-      once: flags.once ?? false,
-      ...{ stores, tracker, recovery, outbox, bus, groups },
-      // Anybody may read it: the reason may name what is none of theirs.
-      cgroup: { controllers: describeCgroup(cgroup).controllers },
-      environment: algorithmEnvironment(),
-      directoryOf: (uuid) => directoryOf(config, uuid),
-      probe: () => checkMachine(stores, tracker),
-      onAlive: () => notifier.feed(),
-    })
-    handleSignals(config, flags, worker, parts, notifier)
-    early.release()
-    tellReady(config, worker, parts, server)
-    notifier.ready()
-    await worker.done
-  }
-  await server?.close()
-  await outbox?.stop(OUTBOX_GRACE_MS)
-  await workshop.close()
-  await guard.stop()
-  await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
-  if ('path' in cgroup) cgroup.giveBack()
-  await endProgram(NAME, flags.once && worker?.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
-}
-
-function tellReady(
-  config: Config,
-  worker: Worker,
-  { catalogue, bus, cgroup }: Parts,
-  server: ResultServer | undefined,
-): void {
-  bus.emit({ event: 'worker_cgroup', ...describeCgroup(cgroup) })
-  const host = server?.host.includes(':') ? `[${server.host}]` : server?.host
-  bus.emit({
-    event: 'worker_ready',
-    worker: `${hostname()}.${process.pid}`,
-    slots: worker.slots().length,
-    tubes: config.TUBES,
-    broker: `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`,
-    algorithms: [...catalogue.algorithms.keys()].sort(),
-    http: server === undefined ? null : `http://${host}:${server.port}/`,
-  })
-}
-
-/** What is wrong with it is added to `problems`. Where the folder itself has one, the tracker in it is not looked at. */
-async function openTrackerOrTell(config: Config, problems: Problem[]): Promise<Tracker | undefined> {
-  if (problems.some(({ exitCode }) => exitCode === EXIT.cantCreate)) return undefined
-  try {
-    return await openTracker(sqliteUrl(join(config.RESULT_BASEDIR, TRACKER_FILE)))
-  } catch (error) {
-    if (!(error instanceof TrackerError)) throw error
-    problems.push({ exitCode: EXIT.cantCreate, message: error.message })
-    return undefined
-  }
-}
-
-function startHttp(
-  config: Config,
-  { stores, bus }: Parts,
-  maxConnections: number | undefined,
-  worker: () => Worker | undefined,
-): Promise<ResultServer | undefined> {
-  if (config.HTTP_PORT === 'off') return Promise.resolve(undefined)
-  return startResultServer({
-    store: stores.local,
-    host: config.HTTP_HOST,
-    port: config.HTTP_PORT,
-    ...(maxConnections === undefined ? {} : { maxConnections }),
-    running: (uuid) => worker()?.running(uuid),
-    health: () => worker()?.health() ?? { status: 'starting' },
-    onError: (error) =>
-      bus.emit({ event: 'http_failed', error: error instanceof Error ? error.message : String(error) }),
-  }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
-}
-
-function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, parts: Parts, notifier: Notifier): void {
-  const { bus } = parts
-  const controllers = controllersOf(parts.cgroup)
-  let current = config
-  let reloading = Promise.resolve()
-  let stops = 0
-  const stop = (signal: string) => {
-    notifier.stopping(current.DRAIN_TIME + STOP_MARGIN_SECONDS)
-    if (++stops === 1) worker.drain(signal)
-    else worker.interrupt(signal)
-  }
-  for (const signal of STOP_SIGNALS) process.on(signal, stop)
-  process.on('SIGTSTP', (signal) => worker.quiet(signal))
-  process.on('SIGCONT', (signal) => worker.resume(signal))
-  process.on('SIGTTIN', () => {
-    for (const report of worker.slots()) bus.emit({ event: 'slot_state', ...report })
-  })
-  process.on('SIGHUP', () => {
-    // One after the other: two that overlap could leave the older one in force.
-    reloading = reloading.then(async () => {
-      notifier.reloading()
-      current = await reload(current, flags, { worker, bus, controllers }).catch((error: unknown) => {
-        // Where descriptors are short, reading may fail in ways of its own. The next reload finds better times.
-        bus.emit({ event: 'config_refused', problems: [error instanceof Error ? error.message : String(error)] })
-        return current
-      })
-      notifier.ready()
-    })
-  })
+  const { runWorker } = await import('./worker.ts')
+  await runWorker(flags, early)
 }
 
 function parseFlags(): WorkerFlags {
@@ -324,43 +86,6 @@ function parseFlags(): WorkerFlags {
     endWithError(NAME, EXIT.usage, '--once takes one job, -j several at a time: give one of them')
   }
   return flags
-}
-
-function readConfigOrEnd(flags: WorkerFlags): Promise<Config> {
-  return readConfig(flags).catch((error: unknown) => {
-    if (!(error instanceof ConfigError)) throw error
-    const exitCode = error.code === 'missing_file' || error.code === 'unreadable_file' ? EXIT.noInput : EXIT.config
-    return endWithProblems(error.problems.map((message) => ({ exitCode, message })))
-  })
-}
-
-async function openStores(config: Config, publisher: Publisher): Promise<Stores> {
-  const local = await openLocalStore(config.RESULT_BASEDIR, publisher)
-  if (config.S3_BUCKET === null) return { local, s3: undefined }
-  const s3 = await openS3Store({
-    bucket: config.S3_BUCKET,
-    prefix: config.S3_PREFIX,
-    ...(config.S3_ENDPOINT === null ? {} : { endpoint: config.S3_ENDPOINT }),
-    region: config.S3_REGION,
-    forcePathStyle: config.S3_FORCE_PATH_STYLE,
-  })
-  return { local, s3 }
-}
-
-/** Where nobody reads what we log, lines are dropped rather than gathered without end. */
-function writeBounded(text: string): void {
-  if (process.stdout.writableLength < MAX_UNREAD_BYTES) void writeOut(text)
-}
-
-function logOptions(config: Config, flags: WorkerFlags): Parameters<typeof makeLog>[0] {
-  const format = config.LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : config.LOG_FORMAT
-  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: writeBounded }
-}
-
-function endWithProblems(problems: readonly Problem[]): never {
-  for (const { message } of problems) complain(NAME, message)
-  if (problems.length > 1) complain(NAME, `${problems.length} problems; nothing was started`)
-  process.exit(problems[0]?.exitCode ?? EXIT.config)
 }
 
 main().catch((error: unknown) => {
