@@ -115,7 +115,10 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
   if ('path' in cgroup) await cgroup.sweep()
-  const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
+  const outbox =
+    stores.s3 === undefined
+      ? undefined
+      : startOutbox({ tracker, stores, bus, owner: workshop.id, stateOf: recovery.stateOf })
   // A signal that came meanwhile: nothing is taken, all is closed.
   if (early.signal === undefined) {
     worker = startWorker({
