@@ -5,12 +5,12 @@
 
 import { readFileSync } from 'node:fs'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
-import { distance } from 'fastest-levenshtein'
 import * as v from 'valibot'
 import { parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
+import { didYouMean } from './report/suggestion.ts'
 import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
@@ -280,15 +280,6 @@ export function describeConfig(config: Config, keys: readonly ConfigKey[] = KEYS
     (key) => `${key}: ${SECRETS.has(key) && config[key] !== null ? '"***"' : JSON.stringify(config[key])}`,
   )
   return `--- \n${lines.join('\n')}\n`
-}
-
-/** `; did you mean X?` when one of the names is near, else nothing. */
-export function didYouMean(name: string, known: readonly string[]): string {
-  const near = known
-    .map((candidate) => ({ candidate, distance: distance(name.toLowerCase(), candidate.toLowerCase()) }))
-    .filter((entry) => entry.distance <= Math.max(2, Math.floor(name.length / 3)))
-    .sort((a, b) => a.distance - b.distance)[0]
-  return near === undefined ? '' : `; did you mean ${near.candidate}?`
 }
 
 function isKey(name: string): name is ConfigKey {

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 import { jobEnvironment } from '../config.ts'
+import { didYouMean } from '../report/suggestion.ts'
 import { SAMPLE_SEED } from '../sailor/dice.ts'
 import { enterJournal } from '../sailor/journal.ts'
 import { getMischief, isMischiefName, listMischiefs, MAX_MEGABYTES, makeEndText, writeAll } from '../sailor/mischief.ts'
@@ -81,7 +82,7 @@ async function main(): Promise<number> {
   if (flags.list) return printList(flags.json ?? false)
   const { outcome } = flags
   if (outcome !== undefined && !isMischiefName(outcome)) {
-    return refuse(ANCESTOR_EXIT, `Unknown dice value! All man abort ship!\n${await makeUnknownOutcomeText(outcome)}`)
+    return refuse(ANCESTOR_EXIT, `Unknown dice value! All man abort ship!\n${makeUnknownOutcomeText(outcome)}`)
   }
 
   let payload: Orders = {}
@@ -121,7 +122,7 @@ async function readJob(): Promise<{ orders: Orders } | { exitCode: number; compl
   const { key, expected, value } = read
   const reason =
     key === 'outcome' && typeof value === 'string'
-      ? await makeUnknownOutcomeText(value)
+      ? makeUnknownOutcomeText(value)
       : `"${key}" must be ${expected}, not ${makeValueText(value)}`
   return { exitCode: EXIT.data, complaint: `drunken-sailor: bad input.json: ${reason}` }
 }
@@ -132,16 +133,9 @@ function makeValueText(value: unknown): string {
   return typeof value === 'object' && value !== null ? 'an object' : JSON.stringify(value).slice(0, 80)
 }
 
-async function makeUnknownOutcomeText(outcome: string): Promise<string> {
-  const { distance } = await import('fastest-levenshtein')
-  const near = listMischiefs(true)
-    .map((name) => ({ name, edits: distance(outcome.toLowerCase(), name) }))
-    .filter(({ name, edits }) => edits <= 3 || (outcome.length >= 3 && name.includes(outcome.toLowerCase())))
-    .sort((a, b) => a.edits - b.edits)
-    .slice(0, 3)
-    .map(({ name }) => name)
-  const hint = near.length > 0 ? ` Did you mean ${near.join(', ')}?` : ''
-  return `Unknown outcome ${JSON.stringify(outcome.slice(0, 60))}.${hint} drunken-sailor --list prints all.`
+function makeUnknownOutcomeText(outcome: string): string {
+  const hint = didYouMean(outcome, listMischiefs(true)) || '.'
+  return `Unknown outcome ${JSON.stringify(outcome.slice(0, 60))}${hint} drunken-sailor --list prints all.`
 }
 
 async function printList(json: boolean): Promise<number> {
