@@ -274,6 +274,26 @@ export function serviceEnvironment(
   }
 }
 
+/** What stands in the environment about colours; an empty value counts as none. */
+export interface TerminalEnvironment {
+  /** https://no-color.org: any value */
+  readonly noColor: boolean
+  /** as Node reads it: 0 and false switch colours off, any other value on, also where NO_COLOR is set */
+  readonly forceColor: boolean | undefined
+  readonly isDumb: boolean
+}
+
+export function terminalEnvironment(
+  env: Readonly<Record<string, string | undefined>> = process.env,
+): TerminalEnvironment {
+  const { NO_COLOR, FORCE_COLOR, TERM } = env
+  return {
+    noColor: Boolean(NO_COLOR),
+    forceColor: FORCE_COLOR ? !['0', 'false'].includes(FORCE_COLOR) : undefined,
+    isDumb: TERM === 'dumb',
+  }
+}
+
 /** The configuration as YAML, beginning with `--- ` as it has always been; secrets are not shown. */
 export function describeConfig(config: Config, keys: readonly ConfigKey[] = KEYS): string {
   const lines = keys.map(

@@ -18,6 +18,7 @@ import type { Bus } from '../report/events.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
 import type { Worker, WorkerSettings } from '../worker/worker.ts'
 import { brokerUrl } from './broker.ts'
+import type { ColorWhen } from './color.ts'
 import { checkAlgorithms } from './startup.ts'
 
 export interface WorkerFlags {
@@ -26,6 +27,7 @@ export interface WorkerFlags {
   readonly jobs?: string
   readonly tube?: string[]
   readonly once?: boolean
+  readonly color?: ColorWhen
 }
 
 /** What only a restart changes: open files, listening ports, a client with its connections. */

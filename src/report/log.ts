@@ -7,6 +7,9 @@ import { destination, type Level, pino } from 'pino'
 import { reasonOf } from '../job/outcome.ts'
 import type { Listener, WorkerEvent } from './events.ts'
 
+/** How an event strikes the reader; what has none is plain. */
+export type Tone = 'good' | 'caution' | 'bad' | 'quiet'
+
 export interface LogOptions {
   readonly format: 'text' | 'json'
   readonly level: 'debug' | 'info' | 'warn' | 'error'

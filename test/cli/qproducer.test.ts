@@ -155,7 +155,7 @@ describe('qproducer', () => {
     [['-a', 'sleep', '--batch', '-', '-p', '-'], '--batch and --payload do not go together'],
     [['-a', 'sleep', '--batch', 'x', '--uuid', UUID], '--batch and --uuid do not go together'],
     [['-a', 'sleep', '--batch', 'x', '--wait'], '--batch and --wait do not go together'],
-    [['-a', 'sleep', '--prority', '3'], "unknown option '--prority'\n  (Did you mean --priority?)"],
+    [['-a', 'sleep', '--prority', '3'], 'unknown option "--prority"; did you mean --priority?\n  try qproducer --help'],
     [['-a', 'sleep', 'extra'], 'too many arguments'],
     [['-a'], 'argument missing'],
   ])('refuses the command line %j with 64 and puts nothing', async (args, message) => {
@@ -236,7 +236,7 @@ describe('qproducer', () => {
     expect(help).toMatchObject({ code: 0, stderr: '' })
     expect(help.stdout).toContain('--batch')
     expect(help.stdout).toContain('Examples:')
-    expect((await runQproducer(undefined, ['-V'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
+    expect((await runQproducer(undefined, ['-V'])).stdout).toMatch(/^\d+\.\d+\.\d+( \([0-9a-f]{7,}(-dirty)?\))?\n$/)
   })
 })
 

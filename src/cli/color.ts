@@ -1,0 +1,37 @@
+/** Colours: on a terminal, unless NO_COLOR, FORCE_COLOR or `--color` say otherwise. */
+
+import { styleText } from 'node:util'
+import { Option } from 'commander'
+import type { TerminalEnvironment } from '../config.ts'
+import type { Tone } from '../report/log.ts'
+
+const WORDS = ['auto', 'always', 'never'] as const
+export type ColorWhen = (typeof WORDS)[number]
+
+const STYLES = { good: 'green', caution: 'yellow', bad: 'red', quiet: 'dim' } as const
+
+const coloured = { stdout: false, stderr: false }
+
+export function makeColorOption(): Option {
+  return new Option('--color [when]', 'colours: auto is on a terminal (NO_COLOR, FORCE_COLOR)')
+    .choices(WORDS)
+    .preset('always')
+}
+
+/** Until it is called nothing has a colour. */
+export function decideColors(when: ColorWhen = 'auto', environment: TerminalEnvironment): void {
+  for (const stream of ['stdout', 'stderr'] as const) {
+    coloured[stream] = decide(when, environment, process[stream].isTTY === true)
+  }
+}
+
+function decide(when: ColorWhen, { forceColor, noColor, isDumb }: TerminalEnvironment, isTerminal: boolean): boolean {
+  if (when !== 'auto') return when === 'always'
+  return forceColor ?? (isTerminal && !noColor && !isDumb)
+}
+
+/** @param text without control characters from outside */
+export function paint(stream: 'stdout' | 'stderr', tone: Tone, text: string): string {
+  // Node would look at its own stdout and environment, too; that is decided.
+  return coloured[stream] && text !== '' ? styleText(STYLES[tone], text, { validateStream: false }) : text
+}

@@ -1,0 +1,15 @@
+/** What is done around a worker, and around a sailor; each is loaded when it is called. */
+
+import type { Subcommands } from './command.ts'
+
+/** Of `qworker`. */
+export const SUBCOMMANDS: Subcommands = {}
+
+/** Of `drunken-sailor`. */
+export const SAILOR_SUBCOMMANDS: Subcommands = {
+  torture: {
+    operands: '',
+    summary: 'break a whole deployment, and count what is lost',
+    load: () => import('./torture.ts'),
+  },
+}
