@@ -32,9 +32,9 @@ Each line of a batch is a payload, or a whole work package [{"uuid": ..., "type"
 
 Examples:
   qproducer -a sleep -p '{"seconds": 3}'
-  qproducer -a forecast -p @series.json --ttr 10m --wait | jq .result
-  qproducer -a forecast --batch series.ndjson --tag season=winter
-  generate | qproducer -a sleep --batch - --json
+  qproducer -a forecast -p '{"sample": "co2", "holdout": 24}' --ttr 10m --wait > forecast.json
+  qproducer -a forecast -p @series.json --tag season=winter
+  seq 3 | sed 's/.*/{"seconds": &}/' | qproducer -a sleep --batch - --json
 
 With --wait stdout has the result document only, and the exit code is that of the job: 0 complete, the last attempt's
 own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,

@@ -3,7 +3,13 @@
 import type { Subcommands } from './command.ts'
 
 /** Of `qworker`. */
-export const SUBCOMMANDS: Subcommands = {}
+export const SUBCOMMANDS: Subcommands = {
+  broker: {
+    operands: '',
+    summary: 'run the embedded broker alone, for several workers of this machine',
+    load: () => import('./broker-program.ts'),
+  },
+}
 
 /** Of `drunken-sailor`. */
 export const SAILOR_SUBCOMMANDS: Subcommands = {

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Command } from 'commander'
@@ -36,23 +36,20 @@ function wordsOf(line: string): string[][] {
   const dir = mkdtempSync(join(tmpdir(), 'qworker-help-'))
   onTestFinished(() => rmSync(dir, { recursive: true }))
   const noted = join(dir, 'noted')
-  mkdirSync(join(dir, 'bin'))
-  for (const name of [...Object.keys(PROGRAMS), 'jq', 'generate', 'source', 'complete']) {
-    const script = `#!/bin/sh\nfor word in ${name} "$@"; do printf '%s\\0' "$word"; done >>'${noted}'; echo >>'${noted}'\n`
+  for (const folder of ['bin', 'noted']) mkdirSync(join(dir, folder))
+  for (const name of [...Object.keys(PROGRAMS), 'jq']) {
+    // A file for each: programs of a pipeline run at the same time.
+    const script = `#!/bin/sh\nprintf '%s\\0' ${name} "$@" >'${noted}'/$$\n`
     writeFileSync(join(dir, 'bin', name), script)
     chmodSync(join(dir, 'bin', name), 0o755)
   }
-  writeFileSync(noted, '')
   const shell = spawnSync('bash', ['-c', line], {
     cwd: dir,
     env: { PATH: `${join(dir, 'bin')}:/usr/bin:/bin`, HOME: dir },
     encoding: 'utf8',
   })
   expect(shell.stderr, line).toBe('')
-  return readFileSync(noted, 'utf8')
-    .split('\n')
-    .filter((words) => words !== '')
-    .map((words) => words.split('\0').slice(0, -1))
+  return readdirSync(noted).map((file) => readFileSync(join(noted, file), 'utf8').split('\0').slice(0, -1))
 }
 
 async function programOf(words: readonly string[]): Promise<{ command: Command; args: readonly string[] } | undefined> {
@@ -64,21 +61,24 @@ async function programOf(words: readonly string[]): Promise<{ command: Command; 
   return { command: (await subcommand.load()).makeProgram(), args: rest }
 }
 
-test.each(LINES)('%s %s --help: to stdout, with 0, and examples that the programs take', async (...words) => {
-  const { status, stdout, stderr } = run([...words, '--help'])
-  expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
-  expect(stdout).toMatch(new RegExp(`^Usage: ${words.join(' ')} \\[options\\]`))
-  const examples = /\nExamples:\n((?: {2}.*\n)+)/.exec(stdout)?.[1]?.trimEnd().split('\n') ?? []
-  expect(examples.length).toBeGreaterThan(1)
-  for (const example of examples) {
-    const calls = wordsOf(example)
-    expect(calls.map(([program]) => program)).toContain(/qworker|qproducer|drunken-sailor/.exec(example)?.[0])
-    for (const call of calls) {
-      const found = await programOf(call)
-      expect(() => found?.command.parse(found.args, { from: 'user' }), example).not.toThrow()
+test.each(LINES.map((words) => ({ line: words.join(' '), words })))(
+  '$line --help: to stdout, with 0, and examples that the programs take',
+  async ({ line, words }) => {
+    const { status, stdout, stderr } = run([...words, '--help'])
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+    expect(stdout).toMatch(new RegExp(`^Usage: ${line} \\[options\\]`))
+    const examples = /\nExamples:\n((?: {2}.*\n)+)/.exec(stdout)?.[1]?.trimEnd().split('\n') ?? []
+    expect(examples.length).toBeGreaterThan(1)
+    for (const example of examples) {
+      const calls = wordsOf(example)
+      expect(calls.map(([program]) => program)).toContain(/qworker|qproducer|drunken-sailor/.exec(example)?.[0])
+      for (const call of calls) {
+        const found = await programOf(call)
+        expect(() => found?.command.parse(found.args, { from: 'user' }), example).not.toThrow()
+      }
     }
-  }
-})
+  },
+)
 
 test.each(['qworker', 'drunken-sailor'])('%s help is its --help, which names each of its commands', (program) => {
   const { stdout } = run([program, '--help'])
