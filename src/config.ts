@@ -235,6 +235,16 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   return freeze(config) as unknown as Config
 }
 
+/** Absolute; the builtin one alone where the configuration is no help. Never throws for what stands there. */
+export async function findAlgorithmDirs(sources: Omit<ConfigSources, 'keys'> = {}): Promise<readonly string[]> {
+  try {
+    return (await loadConfig({ ...sources, keys: ['ALGORITHM_DIRS'] })).ALGORITHM_DIRS
+  } catch (error) {
+    if (error instanceof ConfigError) return [BUILTIN_ALGORITHMS]
+    throw error
+  }
+}
+
 /** Lists too: a Config is handed to every part of a program. */
 function freeze<T extends object>(config: T): T {
   for (const value of Object.values(config)) Object.freeze(value)

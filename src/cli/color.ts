@@ -1,22 +1,16 @@
 /** Colours: on a terminal, unless NO_COLOR, FORCE_COLOR or `--color` say otherwise. */
 
 import { styleText } from 'node:util'
-import { Option } from 'commander'
 import type { TerminalEnvironment } from '../config.ts'
 import type { Tone } from '../report/log.ts'
 
-const WORDS = ['auto', 'always', 'never'] as const
-export type ColorWhen = (typeof WORDS)[number]
+/** What `--color` takes. */
+export const COLOR_WORDS = ['auto', 'always', 'never'] as const
+export type ColorWhen = (typeof COLOR_WORDS)[number]
 
 const STYLES = { good: 'green', caution: 'yellow', bad: 'red', quiet: 'dim' } as const
 
 const coloured = { stdout: false, stderr: false }
-
-export function makeColorOption(): Option {
-  return new Option('--color [when]', 'colours: auto is on a terminal (NO_COLOR, FORCE_COLOR)')
-    .choices(WORDS)
-    .preset('always')
-}
 
 /** Until it is called nothing has a colour. */
 export function decideColors(when: ColorWhen = 'auto', environment: TerminalEnvironment): void {

@@ -1,7 +1,8 @@
 /** What all our command lines have in common: help, version, subcommands, and how a wrong one is refused. */
 
-import { Command, CommanderError } from 'commander'
+import { Command, CommanderError, Option } from 'commander'
 import { didYouMean, findNear } from '../report/suggestion.ts'
+import { COLOR_WORDS } from './color.ts'
 import { EXIT, endProgram, endWithError } from './exit.ts'
 import { readVersion } from './version.ts'
 
@@ -35,6 +36,13 @@ export function makeCommand(name: string, subcommands: Subcommands = {}): Comman
   return command
     .usage(`[options]\n       ${name} COMMAND ...`)
     .addHelpText('after', makeSubcommandsText(name, subcommands))
+}
+
+/** For programs that call `decideColors`; without a word it is `always`. */
+export function makeColorOption(): Option {
+  return new Option('--color [when]', 'colours; auto: on a terminal, unless NO_COLOR is set')
+    .choices(COLOR_WORDS)
+    .preset('always')
 }
 
 function makeSubcommandsText(name: string, subcommands: Subcommands): string {

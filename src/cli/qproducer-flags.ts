@@ -1,8 +1,8 @@
 /** What `qproducer` may be told. */
 
 import type { Command } from 'commander'
-import { type ColorWhen, makeColorOption } from './color.ts'
-import { makeCommand } from './command.ts'
+import type { ColorWhen } from './color.ts'
+import { makeColorOption, makeCommand } from './command.ts'
 
 export const PRODUCER = 'qproducer'
 

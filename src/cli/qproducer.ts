@@ -6,7 +6,9 @@ import { parseDuration } from '../job/duration.ts'
 import { describe, encodePackage, PackageError, type WorkPackage } from '../job/package.ts'
 import { makePackage, payloadFromText, submit } from '../producer.ts'
 import { isTubeName, openQueue, type PutOptions, type Queue, QueueError, type Ticket } from '../queue/queue.ts'
+import { didYouMean } from '../report/suggestion.ts'
 import { brokerAdvice, brokerUrl } from './broker.ts'
+import { decideColors } from './color.ts'
 import { parseCommandLine, refuse } from './command.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
 import { makeProgram, PRODUCER as PROGRAM, type ProducerFlags } from './qproducer-flags.ts'
@@ -118,7 +120,8 @@ function parseTags(tags: readonly string[]): Record<string, string> {
 }
 
 async function readConfig(flags: ProducerFlags, order: Order): Promise<{ config: Config; dump: string }> {
-  const { ConfigError, describeConfig, loadConfig, PRODUCER_KEYS } = await import('../config.ts')
+  const { ConfigError, describeConfig, loadConfig, PRODUCER_KEYS, terminalEnvironment } = await import('../config.ts')
+  decideColors(flags.color, terminalEnvironment())
   try {
     const config = await loadConfig({ file: flags.config, flags: order.settings, keys: PRODUCER_KEYS })
     return { config, dump: describeConfig(config, PRODUCER_KEYS) }
@@ -205,6 +208,7 @@ async function main(argv: readonly string[]): Promise<number> {
     delaySeconds: config.DELAY,
     ttrSeconds: config.TTR,
   }
+  await hintAtAlgorithm(flags)
   const connecting = `Starting producer, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
   if (flags.batch !== undefined) {
     const { openBatchSource, runBatch } = await import('./batch.ts')
@@ -237,6 +241,16 @@ async function main(argv: readonly string[]): Promise<number> {
   if (flags.wait) return follow(accepted, queue, config, order.timeoutSeconds, flags.json ?? false)
   if (flags.json) await writeOut(`${JSON.stringify(describeAccepted(accepted))}\n`)
   return EXIT.ok
+}
+
+/** The worker may be elsewhere, and know what is not known here: a job is put all the same. */
+async function hintAtAlgorithm({ algorithm, config: file }: ProducerFlags): Promise<void> {
+  if (algorithm === undefined) return
+  const { listAlgorithmNames } = await import('./algorithm-names.ts')
+  const names = await listAlgorithmNames({ file })
+  if (names.includes(algorithm)) return
+  const hint = didYouMean(algorithm, names)
+  if (hint !== '') complain(PROGRAM, `no algorithm ${algorithm} here${hint} The job is put all the same`, 'caution')
 }
 
 function sayOnStdout(text: string): void {
@@ -294,7 +308,7 @@ async function follow(
     signal: interrupt.signal,
     warn: (message) => {
       clear()
-      complain(PROGRAM, message)
+      complain(PROGRAM, message, 'caution')
     },
     show: (line) => onTerminal && process.stderr.write(`\r\x1b[2K${line}`),
   })

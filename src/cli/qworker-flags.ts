@@ -1,8 +1,7 @@
 /** What `qworker` may be told. */
 
 import { type Command, InvalidArgumentError } from 'commander'
-import { makeColorOption } from './color.ts'
-import { makeCommand } from './command.ts'
+import { makeColorOption, makeCommand } from './command.ts'
 import { SUBCOMMANDS } from './subcommands.ts'
 
 export const WORKER = 'qworker'

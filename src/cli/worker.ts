@@ -10,13 +10,14 @@ import {
   ConfigError,
   describeConfig,
   serviceEnvironment,
+  terminalEnvironment,
   WORKER_KEYS,
 } from '../config.ts'
 import { type ResultServer, startResultServer } from '../http/server.ts'
 import { startOutbox } from '../outbox.ts'
 import type { Stores } from '../publish.ts'
 import { type Bus, makeBus } from '../report/events.ts'
-import { makeLog } from '../report/log.ts'
+import { makeLog, type Tone } from '../report/log.ts'
 import type { Catalogue } from '../run/algorithm.ts'
 import { openGroups } from '../run/cgroup.ts'
 import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
@@ -29,6 +30,7 @@ import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/t
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerAddress, isEmbedded } from './broker.ts'
+import { decideColors, paint } from './color.ts'
 import { type EarlySignals, STOP_SIGNALS } from './early-signals.ts'
 import { describeBrokerError, type EmbeddedBroker, exitCodeOf, openEmbeddedBroker } from './embedded.ts'
 import { complain, EXIT, endProgram, endWithError, writeOut } from './exit.ts'
@@ -49,6 +51,7 @@ const OUTBOX_GRACE_MS = 5_000
 export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promise<void> {
   // A reload that comes while we start finds all fresh; by default it would end us.
   process.on('SIGHUP', () => undefined)
+  decideColors(flags.color, terminalEnvironment())
   const config = await readConfigOrEnd(flags)
   // Before anything lasting is started, and before the limits of algorithms are divided.
   const cgroup = await divideOwnGroup()
@@ -284,9 +287,13 @@ function writeBounded(text: string): void {
   if (process.stdout.writableLength < MAX_UNREAD_BYTES) void writeOut(text)
 }
 
+function paintOut(tone: Tone, text: string): string {
+  return paint('stdout', tone, text)
+}
+
 function logOptions(config: Config, flags: WorkerFlags): Parameters<typeof makeLog>[0] {
   const format = config.LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : config.LOG_FORMAT
-  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: writeBounded }
+  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: writeBounded, paint: paintOut }
 }
 
 function endWithProblems(problems: readonly Problem[]): never {

@@ -17,6 +17,8 @@ export interface LogOptions {
   readonly verbose: boolean
   /** where text goes; JSON goes to descriptor 1 */
   readonly write: (text: string) => void
+  /** gives text its colour; only with format text */
+  readonly paint?: (tone: Tone, text: string) => string
 }
 
 const LEVEL_RANK = { debug: 0, info: 1, warn: 2, error: 3 }
@@ -29,8 +31,8 @@ export function makeLog(options: LogOptions): Listener {
   const render = options.verbose ? verboseLines : (event: WorkerEvent) => [shortLine(event)]
   return (event) => {
     if (LEVEL_RANK[levelOf(event)] < LEVEL_RANK[options.verbose ? 'debug' : options.level]) return
-    const lines = render(event)
-    if (lines.length > 0) options.write(`${lines.map(printable).join('\n')}\n`)
+    const lines = render(event).map(printable)
+    if (lines.length > 0) options.write(`${paintLines(event, lines, options.paint).join('\n')}\n`)
   }
 }
 
@@ -98,6 +100,27 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     default:
       return 'info'
   }
+}
+
+function toneOf(event: WorkerEvent): Tone | undefined {
+  if (event.event === 'job_settled') return SETTLEMENT_TONES[event.settlement.action]
+  return LEVEL_TONES[levelOf(event)]
+}
+
+const LEVEL_TONES = { debug: 'quiet', info: undefined, warn: 'caution', error: 'bad' } as const
+const SETTLEMENT_TONES = { delete: 'good', release: 'caution', bury: 'bad', none: 'caution' } as const
+
+/** What happened has the colour; which job it was has none, and what an algorithm printed keeps its own words plain. */
+function paintLines(event: WorkerEvent, lines: readonly string[], paint: LogOptions['paint']): readonly string[] {
+  const tone = toneOf(event)
+  if (paint === undefined || tone === undefined) return lines
+  const isOurs = (i: number) => event.event !== 'run_ended' || i === lines.length - 1
+  const subject = 'uuid' in event && 'type' in event ? `${event.uuid} ${printable(String(event.type))}: ` : ''
+  return lines.map((line, i) => {
+    if (!isOurs(i)) return line
+    const plain = line.startsWith(subject) ? subject : ''
+    return `${plain}${paint(tone, line.slice(plain.length))}`
+  })
 }
 
 /** One line for each event. */
