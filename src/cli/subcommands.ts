@@ -9,6 +9,11 @@ export const SUBCOMMANDS: Subcommands = {
     summary: 'run the embedded broker alone, for several workers of this machine',
     load: () => import('./broker-program.ts'),
   },
+  completion: {
+    operands: 'bash|zsh|fish',
+    summary: 'print what the shell needs to complete these command lines',
+    load: () => import('./completion.ts'),
+  },
 }
 
 /** Of `drunken-sailor`. */
