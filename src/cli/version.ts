@@ -3,7 +3,7 @@ import { join } from 'node:path'
 
 const PROJECT = join(import.meta.dirname, '..', '..')
 
-/** Written when the program is built, where a git checkout is: see stamp.ts. */
+/** Written when the program is built, where a git checkout is: see finish-build.ts. */
 export const COMMIT_FILE = join(PROJECT, 'dist', 'commit')
 
 /** `0.1.0 (abc1234)`, or only the version where the commit is not known. */
