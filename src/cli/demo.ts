@@ -113,7 +113,7 @@ function exitCodeOf({ reason }: AbortSignal): number {
 }
 
 function writeTitle(screen: Screen): string {
-  const title = 'qworker at work: broker, worker and HTTP server, on free ports in a temporary folder.'
+  const title = 'qworker at work: broker, worker and HTTP server, in a temporary folder.'
   return `${wrap(title, screen.columns())
     .map((line) => screen.paint('bold', line))
     .join('\n')}\n\n`

@@ -64,6 +64,8 @@ function tellEvent(line: LogLine): Words | undefined {
       return { text: `the worker is ready: ${line.slots} jobs at a time, results at ${line.http}`, tone: 'quiet' }
     case 'worker_draining':
     case 'worker_cgroup':
+    // A job of such an algorithm is told of when it is refused.
+    case 'algorithm_problem':
       return undefined
     case 'worker_interrupting':
       return line.running === 0 ? undefined : { text: 'what runs is ended', tone: 'quiet' }

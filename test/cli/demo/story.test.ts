@@ -38,6 +38,12 @@ test('what happens to a job is told in words of its own', () => {
   for (const [line, text] of lines) expect(textOf(line)).toBe(text)
 })
 
+test('what only operators want to know is left out', () => {
+  for (const event of ['worker_cgroup', 'worker_draining', 'algorithm_problem']) {
+    expect(textOf({ event, level: 'warn', msg: 'x' })).toBeUndefined()
+  }
+})
+
 test('events that it has no words for are told in those of the log, and lines that are none as they are', () => {
   expect(tellLogLine('{"event":"brand_new","level":"warn","msg":"something"}')).toMatchObject({
     text: 'something',
