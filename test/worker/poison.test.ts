@@ -43,7 +43,7 @@ function expectPoisoned(home: Installation, uuid: string): void {
 async function startBinlogBroker(home: Installation, port?: number): Promise<TestBroker> {
   const binlog = join(home.base, 'binlog')
   mkdirSync(binlog, { recursive: true })
-  const broker = await startBroker({ args: ['-b', binlog], ...(port === undefined ? {} : { port }) })
+  const broker = await startBroker({ dir: binlog, ...(port === undefined ? {} : { port }) })
   onTestFinished(() => broker.stop())
   return broker
 }
