@@ -12,7 +12,9 @@ import { VERSION } from './version.ts'
 const NAME = 'qworker'
 
 /** Each has a command line of its own, and resolves to its exit code. */
-const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {}
+const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {
+  broker: () => import('./broker-program.ts'),
+}
 
 function makeProgram(): Command {
   return new Command(NAME)
