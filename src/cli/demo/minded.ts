@@ -1,6 +1,7 @@
 /** Programs that end when the demo ends, however it ends: each has a minder (minder.ts). */
 
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { constants } from 'node:os'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { algorithmEnvironment } from '../../config.ts'
@@ -27,27 +28,35 @@ export interface Minded {
 }
 
 export function startMinded({ program, args, home, folder = '', onOut, onErrorLine }: MindedOptions): Minded {
-  const child = spawn(process.execPath, [MINDER, folder, program, ...args], {
+  const child: ChildProcess = spawn(process.execPath, [MINDER, folder, program, ...args], {
     env: { ...algorithmEnvironment(), HOME: home },
-    stdio: ['pipe', 'pipe', 'pipe'],
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     // Ctrl-C reaches us alone.
     detached: true,
   })
-  child.stdin.on('error', () => undefined)
-  child.stdout.setEncoding('utf8').on('data', onOut)
-  child.stderr.setEncoding('utf8')
-  eachLine(child.stderr, onErrorLine)
+  const [stdout, stderr] = [child.stdout as Readable, child.stderr as Readable]
+  let pid: number | undefined
+  child.once('message', (message) => {
+    pid = Number(message)
+  })
+  child.once('exit', (_, signal) => {
+    // Without its minder it is ours to end: it holds its stdout for as long as it lives.
+    if (signal !== null && pid !== undefined && !stdout.readableEnded) terminate(pid)
+  })
+  stdout.setEncoding('utf8').on('data', onOut)
+  stderr.setEncoding('utf8').on('data', makeLineReader(onErrorLine))
   const ended = new Promise<number>((resolve) => {
     child.once('error', (error) => {
       onErrorLine(`cannot be started: ${error.message}`)
       resolve(EXIT.software)
     })
-    child.once('close', (code) => resolve(code ?? SIGNAL_BASE))
+    child.once('close', (code, signal) => resolve(code ?? SIGNAL_BASE + constants.signals[signal ?? 'SIGKILL']))
   })
   return {
     ended,
     end() {
-      child.stdin.destroy()
+      // Not by disconnecting: of a child that its parent disconnected Node tells no end (`close`).
+      if (child.connected) child.send('end', () => undefined)
       return ended
     },
   }
@@ -63,6 +72,10 @@ export function makeLineReader(onLine: (line: string) => void): (text: string) =
   }
 }
 
-function eachLine(stream: Readable, onLine: (line: string) => void): void {
-  stream.on('data', makeLineReader(onLine))
+function terminate(pid: number): void {
+  try {
+    process.kill(pid, 'SIGTERM')
+  } catch {
+    // gone since we looked
+  }
 }

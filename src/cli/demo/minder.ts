@@ -1,13 +1,14 @@
 /**
- * Minds one program of the demo: it runs for as long as the pipe on stdin is open, of which only the demo holds the other
- * end. However the demo ends, its programs end after it, in order, and its folder is removed. Not for people:
+ * Minds one program of the demo: it runs for as long as the demo holds the channel between them. However the demo ends,
+ * its programs end after it, in order, and its folder is removed. Not for people: it is forked with the arguments
  *
- *     node minder.js <folder of the demo, or nothing> <program> [argument ...]
+ *     <folder of the demo, or nothing> <program> [argument ...]
  *
- *     pipe ends -> TERM -> (KILL after KILL_MS) -> program ends -> what a killed worker left is ended -> folder removed
- *     program ends by itself -> the same
+ *     a message, or the channel closes -> TERM, later KILL -> program ends
+ *     program ends, by itself too -> what a killed worker left running is ended -> folder removed
  *
- * The exit code is the program's, or 128 + its signal. The minder itself is in a session of its own and heeds no signal.
+ * It tells the number of the program, should it be killed itself. The exit code is the program's, or 128 + its signal.
+ * The minder is in a session of its own and heeds no signal.
  */
 
 import { spawn } from 'node:child_process'
@@ -39,8 +40,9 @@ function mind(program: string, args: readonly string[]): Promise<number> {
       child.kill('SIGTERM')
       patience = setTimeout(() => child.kill('SIGKILL'), KILL_MS)
     }
-    process.stdin.on('error', () => undefined)
-    process.stdin.on('close', end).resume()
+    process.once('message', end).once('disconnect', end)
+    if (process.connected) process.send?.(child.pid, () => undefined)
+    else end()
     child.once('error', (error) => {
       complain(NAME, `${program} cannot be started: ${error.message}`)
       resolve(EXIT.software)

@@ -61,7 +61,7 @@ function tellEvent(line: LogLine): Words | undefined {
     case 'broker_started':
       return { text: `the broker listens on ${line.broker}`, tone: 'quiet' }
     case 'worker_ready':
-      return { text: `the worker is ready: ${line.slots} jobs at a time, results at ${line.http}`, tone: 'quiet' }
+      return { text: `the worker takes ${line.slots} jobs at a time; results at ${line.http}`, tone: 'quiet' }
     case 'worker_draining':
     case 'worker_cgroup':
     // A job of such an algorithm is told of when it is refused.

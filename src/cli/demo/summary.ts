@@ -132,7 +132,7 @@ function writeFigures({ result, ...document }: ForecastDocument, screen: Screen)
     ),
     [
       'check',
-      `off by ${holdout.mae.toFixed(1)} ${unit} over the last ${holdout.n} months; the year before as forecast, ${holdout.seasonal_naive.mae.toFixed(1)} ${unit}`,
+      `off by ${holdout.mae.toFixed(1)} ${unit} over the last ${holdout.n} months (last year again: ${holdout.seasonal_naive.mae.toFixed(1)} ${unit})`,
     ],
     ['run', `${document.duration_seconds.toFixed(1)} s, attempt ${document.attempt}, ${document.timestamp}`],
   ]

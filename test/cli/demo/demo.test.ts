@@ -17,10 +17,12 @@ test('somebody with nothing but Node sees both jobs to their ends, a plot and wh
   const { stdout, stderr } = demo.said
   expect(stderr).toBe('')
   expect(stdout).not.toContain('\x1b')
+  const long = stdout.split('\n').filter((line) => line.length > 80 && !line.includes(stranger.temporary))
+  expect(long).toEqual([])
   const road = [
     String.raw`^\$ bin/qworker -c '${stranger.temporary}/qworker-demo-\w+/qworkerrc'$`,
     String.raw`${TIME}the broker listens on 127\.0\.0\.1:\d+$`,
-    String.raw`${TIME}the worker is ready: 2 jobs at a time, results at http://127\.0\.0\.1:\d+/$`,
+    String.raw`${TIME}the worker takes 2 jobs at a time; results at http://127\.0\.0\.1:\d+/$`,
     String.raw`^\$ bin/qproducer -c '.*' -a drunken_sailor -p '\{"seed": 40\}' --ttr 1 --wait$`,
     `${TIME}${SHORT}  drunken_sailor  put into the queue$`,
     `${TIME}${SHORT}  drunken_sailor  attempt 1 of 5 begins$`,
@@ -112,16 +114,22 @@ test('a demo that is killed takes its programs and its folder along', async () =
   await expectNothingLeft(stranger, demo.said.stdout)
 })
 
-test('a worker that is killed ends the demo, which says so; what ran is ended too', async () => {
-  const stranger = makeStranger()
-  const demo = startDemo(stranger)
-  await demo.hears('drunken_sailor  attempt 1 of 5 begins')
-  const worker = findProcesses(stranger.temporary).find(({ command }) => /^\S+ \S+\/bin\/qworker /.test(command))
-  process.kill(worker?.pid ?? 0, 'SIGKILL')
-  expect(await demo.ended).toBe(69)
-  expect(demo.said.stderr).toBe('demo: the worker was ended by signal 9, and the demo with it; run it again\n')
-  await expectNothingLeft(stranger, demo.said.stdout)
-})
+for (const [who, pattern] of [
+  ['worker', /^\S+ \S+\/bin\/qworker /],
+  ['minder of the worker', /^\S+ \S+\/minder\.js .*\/bin\/qworker /],
+] as const) {
+  test(`when the ${who} is killed the demo says so and ends; what ran is ended too`, async () => {
+    const stranger = makeStranger()
+    const demo = startDemo(stranger)
+    await demo.hears('drunken_sailor  attempt 1 of 5 begins')
+    const victim = findProcesses(stranger.temporary).find(({ command }) => pattern.test(command))
+    expect(victim).toBeDefined()
+    process.kill(victim?.pid as number, 'SIGKILL')
+    expect(await demo.ended).toBe(69)
+    expect(demo.said.stderr).toBe('demo: the worker was ended by signal 9, and the demo with it; run it again\n')
+    await expectNothingLeft(stranger, demo.said.stdout)
+  })
+}
 
 test('a reader of its output that leaves ends the demo, without complaint', async () => {
   const stranger = makeStranger()

@@ -68,7 +68,7 @@ test('a job is seen to be put before it begins, whichever of the two is heard fi
   live.hear(JSON.stringify({ event: 'job_refused', uuid: 'f'.repeat(32), type: 'x', error: 'of somebody else' }))
   other.end()
   expect(shown).toEqual([
-    'the worker is ready: 2 jobs at a time, results at there',
+    'the worker takes 2 jobs at a time; results at there',
     'put into the queue',
     'attempt 2 of 5 begins',
     'published',
