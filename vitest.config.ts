@@ -9,6 +9,8 @@ const WITH_BROKER =
 const withBroker = readdirSync('test', { recursive: true, encoding: 'utf8' })
   .filter((file) => file.endsWith('.test.ts') && WITH_BROKER.test(file))
   .map((file) => `test/${file}`)
+// Algorithms of tests are small shell scripts, whatever PATH the suite was started with.
+process.env.PATH = [process.env.PATH, '/usr/bin', '/bin'].join(':')
 const hasBeanstalkd = spawnSync('beanstalkd', ['-v']).status === 0
 
 const reporter = {
