@@ -56,14 +56,21 @@ async function main(): Promise<number> {
       case 'stopped':
         return end.wasServing ? EXIT.ok : exitCodeOf(stopping.signal)
       case 'fault':
-        if (end.isOfStart && end.exitCode === EXIT.unavailable && flags.httpPort === undefined && starts < MOST_STARTS)
+        if (mayBePort(end, flags) && starts < MOST_STARTS) {
+          await writeOut('a port was taken meanwhile: once more, on others\n')
           continue
+        }
         complain(NAME, end.message)
         return end.exitCode
       default:
         return end satisfies never
     }
   }
+}
+
+/** Without S3 nothing else is unavailable to a worker that starts. */
+function mayBePort({ isOfStart, exitCode }: End & { kind: 'fault' }, { httpPort }: Flags): boolean {
+  return isOfStart === true && exitCode === EXIT.unavailable && httpPort === undefined
 }
 
 function parseFlags(): Flags {
