@@ -12,7 +12,9 @@ import { VERSION } from './version.ts'
 const NAME = 'qworker'
 
 /** Each has a command line of its own, and resolves to its exit code. */
-const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {}
+const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {
+  init: () => import('./init.ts'),
+}
 
 function makeProgram(): Command {
   return new Command(NAME)
@@ -28,6 +30,9 @@ function makeProgram(): Command {
     .addHelpText(
       'after',
       `
+Commands, each with --help:
+  qworker init DIR       writes a small project that works, to start from
+
 Signals: TERM or INT takes no more jobs and lets running ones finish (DRAIN_TIME); once more ends them
 and gives them back to the queue. TSTP takes no more jobs until CONT. HUP reads the rc file and the algorithms
 again. TTIN writes what each slot is doing to the log.
