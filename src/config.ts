@@ -7,15 +7,19 @@ import { readFileSync } from 'node:fs'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { distance } from 'fastest-levenshtein'
 import * as v from 'valibot'
-import { parseBytes } from './job/bytes.ts'
+import { formatBytes, parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
 import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
+  /** a host, or `embedded`: the worker is the broker too, for this machine */
   readonly BEANSTALK_SERVER: string
   readonly BEANSTALK_PORT: number
+  /** of the embedded broker: when its journal is synced to the disk, and the largest job that it takes, in bytes */
+  readonly BROKER_FSYNC: 'each' | 'interval' | 'never'
+  readonly BROKER_MAX_JOB: number
   /** where `qproducer` puts; PRIORITY 0 is most urgent; DELAY and TTR in seconds */
   readonly TUBE: string
   readonly PRIORITY: number
@@ -65,6 +69,8 @@ export type ConfigKey = keyof Config
 export const DEFAULTS: Config = freeze<Config>({
   BEANSTALK_SERVER: 'localhost',
   BEANSTALK_PORT: 11300,
+  BROKER_FSYNC: 'interval',
+  BROKER_MAX_JOB: 65_535,
   TUBE: 'default',
   PRIORITY: 1337,
   DELAY: 0,
@@ -130,6 +136,8 @@ const MAX_SECONDS = 366 * 24 * 3600
 const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
   BEANSTALK_SERVER: text('a host name or address', (s) => /^[A-Za-z0-9.:_-]+$/.test(s)),
   BEANSTALK_PORT: integer('a port', 1, 65535),
+  BROKER_FSYNC: word('each', 'interval', 'never'),
+  BROKER_MAX_JOB: bytes(64 * 2 ** 20),
   TUBE: tube(),
   PRIORITY: integer('a priority', 0, 2 ** 32 - 1),
   DELAY: seconds(0),
@@ -416,14 +424,15 @@ function seconds(min: number) {
   )
 }
 
-function bytes() {
-  const message = 'a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB'
+function bytes(most = Number.MAX_SAFE_INTEGER) {
+  const limit = most === Number.MAX_SAFE_INTEGER ? '' : `, at most ${formatBytes(most)}`
+  const message = `a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB${limit}`
   return v.pipe(
     v.union([v.number(), v.string()], message),
     v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
       try {
         const value = parseBytes(dataset.value)
-        if (value >= 1024) return value
+        if (value >= 1024 && value <= most) return value
       } catch {}
       addIssue({ message })
       return NEVER

@@ -41,6 +41,8 @@ export interface OutboxOptions {
   readonly bus: Bus
   /** who takes entries */
   readonly owner: string
+  /** Whether another that takes entries is still there. */
+  readonly stateOf: (owner: string) => Promise<'alive' | 'dead' | 'unknown'>
 }
 
 const AT_ONCE = 4
@@ -175,7 +177,8 @@ class Carrier implements OutboxCarrier {
   }
 
   async #look(): Promise<number | undefined> {
-    const { length, oldest = null, dueInSeconds } = await this.#tracker.outbox.state()
+    const { length, oldest = null, dueInSeconds, owners } = await this.#tracker.outbox.state()
+    for (const owner of owners) await this.#freeEntriesOf(owner)
     this.#state = { length, oldest }
     // While S3 is away, and once more when all is carried.
     if (length !== this.#told && (this.#downSince !== undefined || (length === 0 && this.#told > 0))) {
@@ -183,6 +186,12 @@ class Carrier implements OutboxCarrier {
       this.#options.bus.emit({ event: 'outbox_length', length, oldest })
     }
     return dueInSeconds
+  }
+
+  /** Who was killed gives nothing back, nor can who ends while the disk is full. */
+  async #freeEntriesOf(owner: string): Promise<void> {
+    const { owner: own, stateOf } = this.#options
+    if (owner !== own && (await stateOf(owner)) === 'dead') await this.#tracker.outbox.giveBack(owner)
   }
 
   async #carry(entry: OutboxEntry): Promise<void> {

@@ -14,6 +14,7 @@ const NAME = 'qworker'
 /** Each has a command line of its own, and resolves to its exit code. */
 const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {
   init: () => import('./init.ts'),
+  broker: () => import('./broker-program.ts'),
 }
 
 function makeProgram(): Command {
@@ -25,6 +26,7 @@ function makeProgram(): Command {
     .option('-v, --verbose', 'print each job in full (on a terminal, or with LOG_FORMAT=text)')
     .option('-j, --jobs <n>', 'jobs at a time; one connection to the broker for each (rc: CONCURRENCY)')
     .option('--tube <name>', 'take jobs from this tube; may be given several times (rc: TUBES)', collect)
+    .option('--embedded', 'be the broker too, for this machine alone (rc: BEANSTALK_SERVER: embedded)')
     .option('--once', 'take one job, run it, and end: with 0 when it is complete, else with 1')
     .version(VERSION, '-V, --version')
     .addHelpText(
@@ -32,13 +34,15 @@ function makeProgram(): Command {
       `
 Commands, each with --help:
   qworker init DIR       writes a small project that works, to start from
+  qworker broker         runs the embedded broker alone
 
 Signals: TERM or INT takes no more jobs and lets running ones finish (DRAIN_TIME); once more ends them
 and gives them back to the queue. TSTP takes no more jobs until CONT. HUP reads the rc file and the algorithms
-again. TTIN writes what each slot is doing to the log.
+again. TTIN writes what each slot is doing to the log. USR1 lets the embedded broker take no more jobs.
 
 Examples:
   qworker -c etc/qworkerrc -v
+  qworker --embedded -v
   qworker -j 4 --tube fast --tube slow
   CONCURRENCY=8 RESULT_BASEDIR=/srv/results qworker`,
     )

@@ -17,7 +17,7 @@ import { openQueue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
 import type { Worker, WorkerSettings } from '../worker/worker.ts'
-import { brokerUrl } from './broker.ts'
+import { brokerUrl, isEmbedded } from './broker.ts'
 import { checkAlgorithms } from './startup.ts'
 
 export interface WorkerFlags {
@@ -26,10 +26,13 @@ export interface WorkerFlags {
   readonly jobs?: string
   readonly tube?: string[]
   readonly once?: boolean
+  readonly embedded?: boolean
 }
 
 /** What only a restart changes: open files, listening ports, a client with its connections. */
 const FIXED: readonly ConfigKey[] = [
+  'BROKER_FSYNC',
+  'BROKER_MAX_JOB',
   'RESULT_BASEDIR',
   'HTTP_HOST',
   'HTTP_PORT',
@@ -41,10 +44,13 @@ const FIXED: readonly ConfigKey[] = [
   'LOG_LEVEL',
   'LOG_FORMAT',
 ]
+/** Where the worker is the broker, or would become it. */
+const FIXED_EMBEDDED: readonly ConfigKey[] = ['BEANSTALK_SERVER', 'BEANSTALK_PORT']
 
 /** @throws ConfigError */
 export function readConfig(flags: WorkerFlags): Promise<Config> {
-  const fromFlags = { CONCURRENCY: flags.jobs, TUBES: flags.tube }
+  const server = flags.embedded ? { BEANSTALK_SERVER: 'embedded' } : {}
+  const fromFlags = { CONCURRENCY: flags.jobs, TUBES: flags.tube, ...server }
   return loadConfig({ file: flags.config, flags: fromFlags, keys: WORKER_KEYS })
 }
 
@@ -103,7 +109,8 @@ export async function reload(
     return now
   }
   const differs = (one: Config) => (key: ConfigKey) => JSON.stringify(one[key]) !== JSON.stringify(now[key])
-  const kept = Object.fromEntries(FIXED.map((key) => [key, now[key]]))
+  const fixed = isEmbedded(now) || isEmbedded(read) ? [...FIXED, ...FIXED_EMBEDDED] : FIXED
+  const kept = Object.fromEntries(fixed.map((key) => [key, now[key]]))
   // An address that follows from the port is that of the port in use.
   const isDerived = read.RESULT_BASEURL === localBaseUrl(read.HTTP_PORT)
   const address = isDerived ? { RESULT_BASEURL: localBaseUrl(now.HTTP_PORT) } : {}
@@ -120,7 +127,7 @@ export async function reload(
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
   const changed = WORKER_KEYS.filter(differs(next))
-  bus.emit({ event: 'config_read', changed, needRestart: FIXED.filter(differs(read)) })
+  bus.emit({ event: 'config_read', changed, needRestart: fixed.filter(differs(read)) })
   bus.emit({ event: 'algorithms_read', algorithms: [...catalogue.algorithms.keys()].sort() })
   return next
 }

@@ -11,7 +11,7 @@ import type { Catalogue } from '../run/algorithm.ts'
 import { findDescriptorShortage } from '../run/kill.ts'
 import { hasProc } from '../run/look.ts'
 import type { Tracker } from '../tracker/tracker.ts'
-import { brokerAdvice, brokerUrl } from './broker.ts'
+import { brokerAdvice, brokerUrl, EMBEDDED_HOST, isEmbedded } from './broker.ts'
 import { EXIT } from './exit.ts'
 
 export interface Problem {
@@ -71,20 +71,24 @@ async function checkBroker(config: Config): Promise<Problem[]> {
     return []
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
+    // Nothing is there: it is started when all else is in order.
+    if (isEmbedded(config) && (await findListenError(EMBEDDED_HOST, config.BEANSTALK_PORT)) === undefined) return []
     return [{ exitCode: EXIT.unavailable, message: brokerAdvice(config, error) }]
   }
 }
 
-/** Tries to listen; the real server comes a moment later. */
-function checkHttpPort(config: Config): Promise<Problem[]> {
+async function checkHttpPort(config: Config): Promise<Problem[]> {
   const { HTTP_PORT, HTTP_HOST } = config
-  if (HTTP_PORT === 'off') return Promise.resolve([])
+  const error = HTTP_PORT === 'off' ? undefined : await findListenError(HTTP_HOST, HTTP_PORT)
+  return error === undefined ? [] : [{ exitCode: EXIT.unavailable, message: portAdvice(config, error) }]
+}
+
+/** Tries to listen; the real server comes a moment later. */
+function findListenError(host: string, port: number): Promise<NodeJS.ErrnoException | undefined> {
   return new Promise((resolve) => {
     const server = createServer()
-    server.once('error', (error: NodeJS.ErrnoException) =>
-      resolve([{ exitCode: EXIT.unavailable, message: portAdvice(config, error) }]),
-    )
-    server.listen({ port: HTTP_PORT, host: HTTP_HOST }, () => server.close(() => resolve([])))
+    server.once('error', resolve)
+    server.listen({ port, host }, () => server.close(() => resolve(undefined)))
   })
 }
 

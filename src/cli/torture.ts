@@ -2,7 +2,7 @@
 
 import { randomInt } from 'node:crypto'
 import { join } from 'node:path'
-import { Command, CommanderError, InvalidArgumentError } from 'commander'
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
 import {
   algorithmEnvironment,
   type Config,
@@ -12,10 +12,12 @@ import {
   loadConfig,
   WORKER_KEYS,
 } from '../config.ts'
+import { BROKER_KINDS, type BrokerKind } from '../sailor/torture/broker.ts'
 import type { World } from '../sailor/torture/rig.ts'
 import { makeProgressLine, makeVerdictText } from '../sailor/torture/text.ts'
 import { type TortureEnd, type TortureOptions, torture } from '../sailor/torture/torture.ts'
 import { isSeed } from '../sailor/voyage.ts'
+import { EMBEDDED_HOST, isEmbedded } from './broker.ts'
 import { complain, EXIT, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
 
 const NAME = 'drunken-sailor torture'
@@ -29,6 +31,7 @@ interface Flags {
   readonly workers: number
   readonly json?: boolean
   readonly keep?: boolean
+  readonly broker?: BrokerKind
 }
 
 const DEFAULT_MINUTES = 1
@@ -70,6 +73,11 @@ function makeProgram(): Command {
       "rc file of the deployment; without --private it is the deployment's broker and bucket",
     )
     .option('--private', 'in a world of its own: broker, workers, disk and S3 stand-in, all gone afterwards')
+    .addOption(
+      new Option('--broker <kind>', 'of the private world (default: beanstalkd, if it is in PATH)').choices(
+        BROKER_KINDS,
+      ),
+    )
     .option('--minutes <m>', 'how long', parseMinutes, DEFAULT_MINUTES)
     .option('--seed <n>', 'same seed, same jobs and same faults (default: a new one)', parseSeed)
     .option('--jobs-per-second <r>', 'jobs put, at most', parseRate, DEFAULT_RATE)
@@ -113,7 +121,7 @@ export async function runTorture(args: readonly string[]): Promise<number> {
 function makeOptions(flags: Flags, config: Config, seed: number, signal: AbortSignal): TortureOptions {
   const settings = flags.private ? privateSettings() : settingsOf(config)
   return {
-    world: flags.private ? { kind: 'private' } : worldOf(config),
+    world: flags.private ? { kind: 'private', broker: flags.broker } : worldOf(config),
     seed,
     minutes: flags.minutes,
     jobsPerSecond: flags.jobsPerSecond,
@@ -146,7 +154,7 @@ function worldOf(config: Config): World {
   const { S3_BUCKET, S3_PREFIX, S3_ENDPOINT, S3_REGION, S3_FORCE_PATH_STYLE } = config
   return {
     kind: 'deployment',
-    brokerHost: config.BEANSTALK_SERVER,
+    brokerHost: isEmbedded(config) ? EMBEDDED_HOST : config.BEANSTALK_SERVER,
     brokerPort: config.BEANSTALK_PORT,
     resultBaseDir: config.RESULT_BASEDIR,
     s3:

@@ -3,6 +3,7 @@
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { BrokerError } from '../broker/broker-error.ts'
 import {
   algorithmEnvironment,
   type Config,
@@ -27,7 +28,9 @@ import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
 import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
+import { brokerAddress, isEmbedded } from './broker.ts'
 import { type EarlySignals, STOP_SIGNALS } from './early-signals.ts'
+import { describeBrokerError, type EmbeddedBroker, exitCodeOf, openEmbeddedBroker } from './embedded.ts'
 import { complain, EXIT, endProgram, endWithError, writeOut } from './exit.ts'
 import { type Notifier, openNotifier } from './notify.ts'
 import { directoryOf, makeSettings, readAlgorithms, readConfig, reload, type WorkerFlags } from './settings.ts'
@@ -64,7 +67,7 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   bus.subscribe(makeLog(logOptions(config, flags)))
   if (flags.verbose && logOptions(config, flags).format === 'text') {
     await writeOut(`Using this configuration:\n${describeConfig(config, WORKER_KEYS)}---\n`)
-    await writeOut(`Starting worker, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}\n`)
+    await writeOut(`Starting worker, connecting to ${brokerAddress(config)}\n`)
   }
   for (const problem of [...catalogue.problems, ...catalogue.broken.values()])
     bus.emit({ event: 'algorithm_problem', problem })
@@ -72,7 +75,8 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   const setStaging = (folder: string) => {
     publisher.staging = folder
   }
-  await serve(config, flags, { catalogue, stores, tracker, bus, cgroup, setStaging, early })
+  const broker = isEmbedded(config) ? await openBrokerOrEnd(config, bus, cgroup) : undefined
+  await serve(config, flags, { broker, catalogue, stores, tracker, bus, cgroup, setStaging, early })
 }
 
 function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
@@ -85,6 +89,8 @@ function describeCgroup(cgroup: Parts['cgroup']): { controllers: readonly string
 }
 
 interface Parts {
+  /** undefined: it is somewhere else */
+  readonly broker: EmbeddedBroker | undefined
   readonly catalogue: Catalogue
   readonly stores: Stores
   readonly tracker: Tracker
@@ -115,7 +121,10 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const recovery = makeRecovery({ tracker, stores, workBase, workerId: workshop.id, bus })
   await recovery.recoverAll()
   if ('path' in cgroup) await cgroup.sweep()
-  const outbox = stores.s3 === undefined ? undefined : startOutbox({ tracker, stores, bus, owner: workshop.id })
+  const outbox =
+    stores.s3 === undefined
+      ? undefined
+      : startOutbox({ tracker, stores, bus, owner: workshop.id, stateOf: recovery.stateOf })
   // A signal that came meanwhile: nothing is taken, all is closed.
   if (early.signal === undefined) {
     worker = startWorker({
@@ -138,6 +147,8 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
     notifier.ready()
     await worker.done
   }
+  // Others that stand by take over while the rest is done here.
+  await parts.broker?.close()
   await server?.close()
   await outbox?.stop(OUTBOX_GRACE_MS)
   await workshop.close()
@@ -160,10 +171,20 @@ function tellReady(
     worker: `${hostname()}.${process.pid}`,
     slots: worker.slots().length,
     tubes: config.TUBES,
-    broker: `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`,
+    broker: brokerAddress(config),
     algorithms: [...catalogue.algorithms.keys()].sort(),
     http: server === undefined ? null : `http://${host}:${server.port}/`,
   })
+}
+
+async function openBrokerOrEnd(config: Config, bus: Bus, cgroup: Parts['cgroup']): Promise<EmbeddedBroker> {
+  try {
+    return await openEmbeddedBroker(config, bus)
+  } catch (error) {
+    if (!(error instanceof BrokerError)) throw error
+    if ('path' in cgroup) cgroup.giveBack()
+    return endWithError(NAME, exitCodeOf(error), describeBrokerError(config, error))
+  }
 }
 
 /** What is wrong with it is added to `problems`. Where the folder itself has one, the tracker in it is not looked at. */
@@ -180,7 +201,7 @@ async function openTrackerOrTell(config: Config, problems: Problem[]): Promise<T
 
 function startHttp(
   config: Config,
-  { stores, bus }: Parts,
+  { broker, stores, bus }: Parts,
   maxConnections: number | undefined,
   worker: () => Worker | undefined,
 ): Promise<ResultServer | undefined> {
@@ -191,10 +212,17 @@ function startHttp(
     port: config.HTTP_PORT,
     ...(maxConnections === undefined ? {} : { maxConnections }),
     running: (uuid) => worker()?.running(uuid),
-    health: () => worker()?.health() ?? { status: 'starting' },
+    health: () => ({ ...(worker()?.health() ?? { status: 'starting' }), ...brokerHealth(broker) }),
     onError: (error) =>
       bus.emit({ event: 'http_failed', error: error instanceof Error ? error.message : String(error) }),
   }).catch((error: NodeJS.ErrnoException) => endWithError(NAME, EXIT.unavailable, portAdvice(config, error)))
+}
+
+function brokerHealth(broker: EmbeddedBroker | undefined): object {
+  const stats = broker?.stats()
+  if (stats === undefined) return {}
+  const { ready, reserved, delayed, buried, isDraining } = stats
+  return { broker: { ready, reserved, delayed, buried, draining: isDraining } }
 }
 
 function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, parts: Parts, notifier: Notifier): void {
@@ -214,6 +242,8 @@ function handleSignals(config: Config, flags: WorkerFlags, worker: Worker, parts
   process.on('SIGTTIN', () => {
     for (const report of worker.slots()) bus.emit({ event: 'slot_state', ...report })
   })
+  // beanstalkd's own signal; without a broker here it means nothing, and no debugger starts either.
+  process.on('SIGUSR1', () => parts.broker?.drain())
   process.on('SIGHUP', () => {
     // One after the other: two that overlap could leave the older one in force.
     reloading = reloading.then(async () => {

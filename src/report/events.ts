@@ -65,6 +65,10 @@ export type WorkerEvent =
   | { readonly event: 'http_failed'; readonly error: string }
   | { readonly event: 'algorithms_read'; readonly algorithms: readonly string[] }
   | { readonly event: 'algorithm_problem'; readonly problem: string }
+  /** this process is the broker now; `jobs` were in its journal, whose last `tornBytes` could not be read */
+  | { readonly event: 'broker_started'; readonly broker: string; readonly jobs: number; readonly tornBytes: number }
+  /** another process is the broker, and this one stands by */
+  | { readonly event: 'broker_found'; readonly broker: string }
   | { readonly event: 'broker_lost'; readonly slot: number; readonly error: string }
   | { readonly event: 'broker_back'; readonly slot: number }
   /** the connection broke while its job is in hand; it is being taken back */

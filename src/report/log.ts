@@ -132,10 +132,11 @@ function shortLine(event: WorkerEvent): string {
       return `algorithms: ${event.algorithms.join(', ')}`
     case 'algorithm_problem':
       return `algorithm problem: ${event.problem}`
+    case 'broker_started':
+    case 'broker_found':
     case 'broker_lost':
-      return `slot ${event.slot}: ${event.error}; trying again`
     case 'broker_back':
-      return `slot ${event.slot}: connected to the broker again`
+      return brokerLine(event)
     case 'reservation_broken':
       return `slot ${event.slot}: ${event.error}; the run goes on while ticket ${event.ticket} is taken back`
     case 'reservation_regained':
@@ -144,6 +145,35 @@ function shortLine(event: WorkerEvent): string {
       return `slot ${event.slot}: ticket ${event.ticket}: ${event.error}; what its run comes to is discarded`
     case 'job_busy':
       return `${event.uuid} ${event.type}: is in the hands of ${event.worker}; given back`
+    case 'outbox_length':
+    case 'outbox_retry':
+    case 'outbox_resumed':
+    case 'outbox_failed':
+      return outboxLine(event)
+    default:
+      return jobLine(event)
+  }
+}
+
+type BrokerEvent = Extract<WorkerEvent, { event: `broker_${string}` }>
+
+function brokerLine(event: BrokerEvent): string {
+  switch (event.event) {
+    case 'broker_started':
+      return `embedded broker on ${event.broker}: ${event.jobs} job${event.jobs === 1 ? '' : 's'} in its journal${event.tornBytes === 0 ? '' : `; the last ${event.tornBytes} bytes were not whole and are set aside beside it`}`
+    case 'broker_found':
+      return `a broker answers at ${event.broker} already; this worker becomes the broker when that one ends`
+    case 'broker_lost':
+      return `slot ${event.slot}: ${event.error}; trying again`
+    case 'broker_back':
+      return `slot ${event.slot}: connected to the broker again`
+  }
+}
+
+type OutboxEvent = Extract<WorkerEvent, { event: `outbox_${string}` }>
+
+function outboxLine(event: OutboxEvent): string {
+  switch (event.event) {
     case 'outbox_length':
       return event.length === 0
         ? 'S3 has everything'
@@ -154,8 +184,6 @@ function shortLine(event: WorkerEvent): string {
       return `S3 answers again after ${event.seconds} s`
     case 'outbox_failed':
       return `outbox: ${event.error}`
-    default:
-      return jobLine(event)
   }
 }
 

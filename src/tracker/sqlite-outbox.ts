@@ -72,7 +72,8 @@ function settle(file: TrackerFile, entry: OutboxEntry, owner: string, outcome: O
 function outboxState(file: TrackerFile, now: number): OutboxState {
   const [first] = file.all('SELECT since FROM outbox ORDER BY place LIMIT 1')
   const [sums] = file.all(
-    `SELECT count(*) AS length, min(CASE WHEN free <= ?1 OR noted > ?1 THEN ?1 WHEN owner IS NULL THEN free END) AS due
+    `SELECT count(*) AS length, min(CASE WHEN free <= ?1 OR noted > ?1 THEN ?1 WHEN owner IS NULL THEN free END) AS due,
+     json_group_array(DISTINCT owner) FILTER (WHERE owner IS NOT NULL) AS owners
      FROM outbox`,
     now,
   )
@@ -80,5 +81,6 @@ function outboxState(file: TrackerFile, now: number): OutboxState {
     length: Number(sums?.length ?? 0),
     oldest: first === undefined ? undefined : String(first.since),
     dueInSeconds: typeof sums?.due === 'number' ? (sums.due - now) / 1000 : undefined,
+    owners: JSON.parse(String(sums?.owners ?? '[]')) as string[],
   }
 }

@@ -118,6 +118,8 @@ export interface OutboxState {
   readonly oldest: string | undefined
   /** 0 when one is due now; undefined when all are taken or there is none */
   readonly dueInSeconds: number | undefined
+  /** who has taken entries */
+  readonly owners: readonly string[]
 }
 
 export type TrackerErrorCode =

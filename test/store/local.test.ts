@@ -468,3 +468,9 @@ test('a folder that has the name of a document gives way', async () => {
   expect(await store.publish({ uuid: UUID, files: new Map(), status: 'S', result: 'R' })).toBe(true)
   expect(contents()).toEqual({ 'result.json': 'R', 'status.json': 'S' })
 })
+
+test('a check removes what a check that was killed has left, and nothing else', async () => {
+  for (const name of ['.899236d6d011706b.tmp', '.ballast', '899236d6d011706b.tmp']) writeFileSync(join(base, name), '')
+  expect(await store.check()).toEqual([])
+  expect(readdirSync(base).sort()).toEqual(['.ballast', '.work', '899236d6d011706b.tmp'])
+})

@@ -289,7 +289,7 @@ function testOutbox(place: () => string): void {
     expect(await tracker.outbox.has(UUID)).toBe(true)
     await tracker.outbox.settle(entry, 'a', { done: true })
     expect(await tracker.outbox.has(UUID)).toBe(false)
-    expect(await tracker.outbox.state()).toEqual({ length: 0, oldest: undefined, dueInSeconds: undefined })
+    expect(await tracker.outbox.state()).toEqual({ length: 0, oldest: undefined, dueInSeconds: undefined, owners: [] })
   })
 
   test('what failed is due again later with one more try and the reason, and keeps its place', async () => {
@@ -304,16 +304,18 @@ function testOutbox(place: () => string): void {
     expect(again).toEqual({ ...first, tries: 1, error: 'no network' })
   })
 
-  test('the state tells length, age, and when the next is due', async () => {
+  test('the state tells length, age, when the next is due, and who has taken some', async () => {
     const tracker = await open(place())
     await tracker.outbox.put(UUID)
     await tracker.outbox.put(OTHER)
     const first = await takeSoon(tracker, 'a')
-    expect(await tracker.outbox.state()).toEqual({ length: 2, oldest: first.since, dueInSeconds: 0 })
-    const second = await takeSoon(tracker, 'a')
-    expect(await tracker.outbox.state()).toEqual({ length: 2, oldest: first.since, dueInSeconds: undefined })
-    await tracker.outbox.settle(second, 'a', { retryInSeconds: 100, error: '' })
-    const { dueInSeconds } = await tracker.outbox.state()
+    const rest = { length: 2, oldest: first.since }
+    expect(await tracker.outbox.state()).toEqual({ ...rest, dueInSeconds: 0, owners: ['a'] })
+    const second = await takeSoon(tracker, 'b')
+    expect(await tracker.outbox.state()).toEqual({ ...rest, dueInSeconds: undefined, owners: ['a', 'b'] })
+    await tracker.outbox.settle(second, 'b', { retryInSeconds: 100, error: '' })
+    const { dueInSeconds, owners } = await tracker.outbox.state()
+    expect(owners).toEqual(['a'])
     expect(dueInSeconds).toBeGreaterThan(50)
     expect(dueInSeconds).toBeLessThanOrEqual(100)
   })

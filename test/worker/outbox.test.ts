@@ -1,5 +1,6 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import Database from 'libsql'
 import { expect, test } from 'vitest'
 import { type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
 import { startProxy } from '../support/proxy.ts'
@@ -139,7 +140,7 @@ test('a second SIGTERM does not wait for an S3 that hangs; the next worker copie
   expect(runsOf(home)).toEqual([uuid])
 }, 180_000)
 
-test('workers share the outbox: what one of them had in hand when it was killed is copied by the next to start, and nothing twice', async () => {
+test('workers share the outbox: what one of them had in hand when it was killed is copied by the other, and nothing twice', async () => {
   const home = await install({ CONCURRENCY: '2' })
   home.addAlgorithm('job', `${NOTES}; echo 1`)
   const s3 = await startS3()
@@ -151,13 +152,29 @@ test('workers share the outbox: what one of them had in hand when it was killed 
   await until('both copy', () => s3.spoiled() >= 8)
   first.child.kill('SIGKILL')
   await first.exited
-  await home.startWorker(s3.env)
   s3.mood = 'up'
   await until('all copies', () => allAre(uuids, isIn(home)), 120)
   expect([...s3.results].sort()).toEqual([...uuids].sort())
   await until('nothing waits', async () => (await outboxOf(second)).length === 0)
   expect(runsOf(home).sort()).toEqual([...uuids].sort())
 }, 240_000)
+
+test('a copy whose failure cannot be written down is tried again all the same', async () => {
+  const home = await install({ CONCURRENCY: '1' })
+  home.addAlgorithm('job', `${NOTES}; echo 1`)
+  const s3 = await startS3()
+  const worker = await home.startWorker({ ...s3.env, S3_PATIENCE: '0' })
+  const tracker = new Database(join(home.results, '.state', 'tracker.db'))
+  tracker.exec("CREATE TRIGGER full BEFORE UPDATE OF tries ON outbox BEGIN SELECT raise(ABORT, 'no room'); END")
+  s3.mood = 'broken'
+  const uuid = await home.putJob('job', {}, { ttr: 60 })
+  await worker.waitFor('the fault', ({ event, error }) => event === 'outbox_failed' && /no room/.test(String(error)))
+  tracker.exec('DROP TRIGGER full')
+  tracker.close()
+  s3.mood = 'up'
+  await until('the copy', () => home.status(uuid)?.s3?.state === 'published')
+  expect(runsOf(home)).toEqual([uuid])
+}, 60_000)
 
 test.each([400, 500])(
   'an entry that always fails with HTTP %i holds no other up, and is copied when its cause is gone',

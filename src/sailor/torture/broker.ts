@@ -1,6 +1,9 @@
-/** A beanstalkd of the torture's own, on a binlog, that is killed and comes back on the same port. */
+/**
+ * A broker of the torture's own, with its jobs on disk, that is killed and comes back on the same port: beanstalkd on a
+ * binlog, and where that is not installed the embedded broker in a process of its own.
+ */
 
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
@@ -21,11 +24,27 @@ export interface Broker {
   stop(): Promise<void>
 }
 
-/** @throws Error when there is no beanstalkd, or it does not start */
-export async function startBroker(binlogDir: string, env: Record<string, string>): Promise<Broker> {
-  mkdirSync(binlogDir, { recursive: true })
+export const BROKER_KINDS = ['beanstalkd', 'embedded'] as const
+export type BrokerKind = (typeof BROKER_KINDS)[number]
+
+export interface BrokerOptions {
+  readonly kind: BrokerKind
+  /** where its jobs are on disk */
+  readonly dir: string
+  readonly env: Readonly<Record<string, string>>
+  /** compiled program */
+  readonly qworker: string
+}
+
+export function hasBeanstalkd(env: Readonly<Record<string, string>>): boolean {
+  return spawnSync('beanstalkd', ['-v'], { env, stdio: 'ignore' }).status === 0
+}
+
+/** @throws Error when there is no such broker, or it does not start */
+export async function startBroker(options: BrokerOptions): Promise<Broker> {
+  mkdirSync(options.dir, { recursive: true })
   const port = await freePort()
-  let child = await start(port, binlogDir, env)
+  let child = await start(port, options)
   let ended = false
   /** A kill while the one before is being mended waits for it. */
   let last: Promise<void> = Promise.resolve()
@@ -35,7 +54,7 @@ export async function startBroker(binlogDir: string, env: Record<string, string>
     // Meanwhile somebody may have been given the port for a short connection.
     for (let tries = 1; !ended; tries++) {
       try {
-        child = await start(port, binlogDir, env)
+        child = await start(port, options)
         return
       } catch (error) {
         if (tries >= MOST_TRIES) throw error
@@ -64,10 +83,17 @@ export async function startBroker(binlogDir: string, env: Record<string, string>
   }
 }
 
-async function start(port: number, binlogDir: string, env: Record<string, string>): Promise<ChildProcess> {
-  // -f0 syncs each write; what a killed process wrote stays in any case, so the sync would only cost time.
-  const args = ['-l', '127.0.0.1', '-p', String(port), '-b', binlogDir, '-F']
-  const child = spawn('beanstalkd', args, { env, stdio: 'ignore', detached: true })
+function spawnBroker(port: number, { kind, dir, env, qworker }: BrokerOptions): ChildProcess {
+  const rest = { stdio: 'ignore', detached: true } as const
+  // What a killed process wrote stays in any case: to sync it would only cost time.
+  if (kind === 'beanstalkd')
+    return spawn('beanstalkd', ['-l', '127.0.0.1', '-p', String(port), '-b', dir, '-F'], { env, ...rest })
+  const settings = { BEANSTALK_PORT: String(port), RESULT_BASEDIR: dir, BROKER_FSYNC: 'never' }
+  return spawn(process.execPath, [qworker, 'broker'], { env: { ...env, ...settings }, ...rest })
+}
+
+async function start(port: number, options: BrokerOptions): Promise<ChildProcess> {
+  const child = spawnBroker(port, options)
   let failure: Error | undefined
   child.once('error', (error: NodeJS.ErrnoException) => {
     failure =
@@ -84,7 +110,7 @@ async function start(port: number, binlogDir: string, env: Record<string, string
     await sleep(30)
   }
   await kill(child)
-  throw failure ?? new Error(`beanstalkd does not start on port ${port}`)
+  throw failure ?? new Error(`the broker (${options.kind}) does not start on port ${port}`)
 }
 
 /** Its pid tells our broker from one that had the port already. */

@@ -4,7 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { S3Options } from '../../store/store.ts'
-import { type Broker, startBroker } from './broker.ts'
+import { type Broker, type BrokerKind, hasBeanstalkd, startBroker } from './broker.ts'
 import { type Bucket, makeForwarder, makeStandIn, startBucket } from './bucket.ts'
 import { type Copies, copiesInBucket, copiesInStandIn } from './copies.ts'
 import { mountSmallDisk, type SmallDisk } from './disk.ts'
@@ -14,7 +14,8 @@ import { startWatchdog } from './watchdog.ts'
 
 /** Where the torture takes place: in a world of its own, or beside a deployment's workers, on its broker and bucket. */
 export type World =
-  | { readonly kind: 'private' }
+  /** without a broker named: beanstalkd where that is installed */
+  | { readonly kind: 'private'; readonly broker: BrokerKind | undefined }
   | {
       readonly kind: 'deployment'
       readonly brokerHost: string
@@ -29,6 +30,8 @@ export interface RigOptions {
   /** unique among the tortures of a deployment; a plain file name */
   readonly tag: string
   readonly diskMegabytes: number
+  /** compiled program */
+  readonly qworker: string
   /** PATH and the like */
   readonly environment: Readonly<Record<string, string>>
   readonly isHit: (share: number) => boolean
@@ -114,8 +117,7 @@ async function furnish(
   mkdirSync(join(base, 'journal'))
   const disk = await buildDisk(options, resultDir, notes)
   if (disk !== undefined && !keep) undo.push(() => disk.unmount())
-  const broker =
-    world.kind === 'private' ? await startBroker(join(base, 'binlog'), brokerEnv(options, base)) : undefined
+  const broker = world.kind === 'private' ? await buildBroker(options, world.broker, base, notes) : undefined
   if (broker !== undefined) undo.push(() => broker.stop())
   const brokerHost = world.kind === 'private' ? '127.0.0.1' : world.brokerHost
   const brokerPort = world.kind === 'private' ? (broker?.port ?? 0) : world.brokerPort
@@ -141,6 +143,19 @@ async function furnish(
     workerEnv: world.kind === 'private' ? privateEnv(options, base) : undefined,
     notes,
   }
+}
+
+async function buildBroker(
+  options: RigOptions,
+  wanted: BrokerKind | undefined,
+  base: string,
+  notes: string[],
+): Promise<Broker> {
+  const env = brokerEnv(options, base)
+  const kind = wanted ?? (hasBeanstalkd(env) ? 'beanstalkd' : 'embedded')
+  if (wanted === undefined && kind === 'embedded')
+    notes.push('beanstalkd is not in PATH: the broker was the embedded one')
+  return startBroker({ kind, dir: join(base, 'binlog'), env, qworker: options.qworker })
 }
 
 async function startProxies(host: string, port: number, count: number): Promise<[TcpProxy, ...TcpProxy[]]> {

@@ -141,11 +141,11 @@ export async function torture(options: TortureOptions): Promise<TortureEnd> {
 }
 
 function build(options: TortureOptions): Promise<Rig> {
-  const { world, workers, tag, environment, keep, seed, minutes, jobsPerSecond } = options
+  const { world, workers, tag, qworker, environment, keep, seed, minutes, jobsPerSecond } = options
   const diskMegabytes = Math.ceil(ROOM_MEGABYTES + minutes * 60 * jobsPerSecond * JOB_MEGABYTES)
   let throws = 0
   const isHit = (share: number) => rollDice(seed, ++throws, 100) < share
-  return buildRig({ world, workers, tag, environment, keep, diskMegabytes, isHit })
+  return buildRig({ world, workers, tag, qworker, environment, keep, diskMegabytes, isHit })
 }
 
 function setScene(options: TortureOptions, rig: Rig): Scene {
