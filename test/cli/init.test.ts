@@ -14,7 +14,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
 import { loadConfig } from '../../src/config.ts'
-import { freePort, startBroker } from '../support/broker.ts'
+import { freePort } from '../support/broker.ts'
 import { PROJECT } from '../support/installation.ts'
 
 const BIN = join(PROJECT, 'bin', 'qworker')
@@ -71,10 +71,7 @@ test('the commands that it prints start a worker and put a job, whatever the fol
   expect(made).toMatchObject({ status: 0, stderr: '' })
   const [startWorker = '', putJob = '', ...more] = commandsIn(made.stdout)
   expect(more).toEqual([])
-  const broker = await startBroker()
-  onTestFinished(() => broker.stop())
-  const port = String(await freePort())
-  const env = { PATH, BEANSTALK_SERVER: broker.host, BEANSTALK_PORT: String(broker.port), HTTP_PORT: port }
+  const env = { PATH, BEANSTALK_PORT: String(await freePort()), HTTP_PORT: String(await freePort()) }
   const worker = startInShell(startWorker, { ...env, LOG_FORMAT: 'json', CONCURRENCY: '1' })
   const ended = allOf(worker)
   await new Promise<void>((resolve, reject) => {
