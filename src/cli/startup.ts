@@ -73,7 +73,10 @@ async function checkBroker(config: Config): Promise<Problem[]> {
     if (!(error instanceof QueueError)) throw error
     // Nothing is there: it is started when all else is in order.
     if (isEmbedded(config) && (await findListenError(EMBEDDED_HOST, config.BEANSTALK_PORT)) === undefined) return []
-    return [{ exitCode: EXIT.unavailable, message: brokerAdvice(config, error) }]
+    const message = isEmbedded(config)
+      ? `${error.message}: the broker of this worker cannot listen there; set BEANSTALK_PORT to a free port`
+      : `${brokerAdvice(config, error)}; with --embedded the worker is the broker too`
+    return [{ exitCode: EXIT.unavailable, message }]
   }
 }
 

@@ -23,7 +23,7 @@ import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
 import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
-import { openWorkshop } from '../run/workshop.ts'
+import { emptyDeadWorkshops, openWorkshop } from '../run/workshop.ts'
 import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
 import { openTracker, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
@@ -60,8 +60,15 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   const catalogue = await readAlgorithms(config, controllersOf(cgroup))
   const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
   const stores = await openStores(config, publisher)
-  const problems = await findProblems(config, stores, catalogue)
-  const tracker = await openTrackerOrTell(config, problems)
+  let { problems, tracker } = await lookAround(config, stores, catalogue)
+  // The disk may be full of what runs of a dead worker left: nobody else would take it away.
+  if (
+    problems.some(({ exitCode }) => exitCode === EXIT.cantCreate) &&
+    (await emptyDeadWorkshops(workBaseOf(config))) > 0
+  ) {
+    await tracker?.close()
+    ;({ problems, tracker } = await lookAround(config, stores, catalogue))
+  }
   const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
   if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) {
     if ('path' in cgroup) cgroup.giveBack()
@@ -116,7 +123,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const server = await startHttp(config, parts, maxClients(settings.slots), () => worker)
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
-  const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
+  const workBase = workBaseOf(config)
   const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
   const workshop = await openWorkshop(workBase, name, undefined, groups?.base).catch((error: Error) =>
     endWithError(NAME, EXIT.cantCreate, `no folder for runs can be made in ${workBase}: ${error.message}`),
@@ -143,7 +150,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
       cgroup: { controllers: describeCgroup(cgroup).controllers },
       environment: algorithmEnvironment(),
       directoryOf: (uuid) => directoryOf(config, uuid),
-      probe: () => checkMachine(stores, tracker),
+      probe: () => probe(config, stores, tracker),
       onAlive: () => notifier.feed(),
     })
     handleSignals(config, flags, worker, parts, notifier)
@@ -190,6 +197,23 @@ async function openBrokerOrEnd(config: Config, bus: Bus, cgroup: Parts['cgroup']
     if ('path' in cgroup) cgroup.giveBack()
     return endWithError(NAME, exitCodeOf(error), describeBrokerError(config, error))
   }
+}
+
+async function lookAround(config: Config, stores: Stores, catalogue: Catalogue) {
+  const problems = await findProblems(config, stores, catalogue)
+  const tracker = await openTrackerOrTell(config, problems)
+  return { problems, tracker }
+}
+
+function workBaseOf(config: Config): string {
+  return join(config.RESULT_BASEDIR, WORK_FOLDER)
+}
+
+/** What keeps this machine from doing its part just now. Room that dead workers take is made free for the next look. */
+async function probe(config: Config, stores: Stores, tracker: Tracker): Promise<string[]> {
+  const problems = await checkMachine(stores, tracker)
+  if (problems.length > 0) await emptyDeadWorkshops(workBaseOf(config)).catch(() => undefined)
+  return problems
 }
 
 /** What is wrong with it is added to `problems`. Where the folder itself has one, the tracker in it is not looked at. */

@@ -74,9 +74,9 @@ describe('a queue on beanstalkd', () => {
     const queue = await openQueue(broker.url)
     onTestFinished(() => queue.close())
     expect(queue.maxBodyBytes).toBe(65_535)
-    const small = await startBroker({ args: ['-z', '1000'] })
+    const small = await startBroker({ maxJobBytes: 1024 })
     onTestFinished(() => small.stop())
-    expect((await openHere(small.url)).maxBodyBytes).toBe(1000)
+    expect((await openHere(small.url)).maxBodyBytes).toBe(1024)
   })
 
   it('hands a job on with its bytes, tube, priority, TTR, age and reserves', async () => {
