@@ -13,6 +13,7 @@ const NAME = 'qworker check'
 
 interface Flags {
   readonly config?: string
+  readonly embedded?: boolean
   readonly unit?: string
   readonly json?: boolean
 }
@@ -21,6 +22,7 @@ function makeProgram(): Command {
   return new Command(NAME)
     .description('Tells all that is right or wrong with an installation, one line each, and what to do about it.')
     .option('-c, --config <file>', 'rc file of the worker (YAML)')
+    .option('--embedded', 'for a worker that is started so (rc: BEANSTALK_SERVER: embedded)')
     .option('--unit <file>', `systemd unit of the worker (${DEFAULT_UNIT}, if it is there)`)
     .option('--json', 'print one JSON object')
     .addHelpText(
@@ -65,7 +67,7 @@ function parseFlags(args: readonly string[]): Flags {
 }
 
 async function checkAll(flags: Flags): Promise<readonly Finding[]> {
-  const config = await readConfig(flags.config)
+  const config = await readConfig(flags)
   if (Array.isArray(config)) return config
   const guarded = (check: string, exitCode: number, what: string, work: Promise<Finding[]>) =>
     withinTime(work, () => [
@@ -94,9 +96,10 @@ async function checkAll(flags: Flags): Promise<readonly Finding[]> {
 }
 
 /** TTR is the producer's; the time to stop is measured by it. */
-async function readConfig(file: string | undefined): Promise<Config | Finding[]> {
+async function readConfig({ config: file, embedded }: Flags): Promise<Config | Finding[]> {
   try {
-    return await loadConfig({ file, keys: [...WORKER_KEYS, 'TTR'] })
+    const server = embedded ? { BEANSTALK_SERVER: 'embedded' } : {}
+    return await loadConfig({ file, flags: server, keys: [...WORKER_KEYS, 'TTR'] })
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error
     const isAbsent = error.code === 'missing_file' || error.code === 'unreadable_file'

@@ -5,7 +5,8 @@ import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
-import { freePort, startBroker } from '../support/broker.ts'
+import { startBroker } from '../../src/broker/broker.ts'
+import { freePort } from '../support/broker.ts'
 import { type Installation, install, PROJECT, until } from '../support/installation.ts'
 import { startS3 } from '../support/s3.ts'
 
@@ -181,26 +182,32 @@ test('a job that waits is left alone', async () => {
   home.addAlgorithm('hello', 'cat')
   await home.putJob('hello')
   const report = await check(envOf(home))
-  expect(of(report, 'broker')[0]).toMatch(/^ok: version 1\.\d+ .* takes jobs up to .*; jobs: 1 ready, 0 reserved/)
+  expect(of(report, 'broker')[0]).toMatch(
+    /^ok: version 1\.\S+ answers at .* takes jobs up to 65535 bytes; jobs: 1 ready, 0 reserved/,
+  )
   expect([await home.broker.stat('current-jobs-ready'), await home.broker.stat('cmd-reserve-with-timeout')]).toEqual([
     1, 0,
   ])
 })
 
-test('a broker without a binlog, and one that drains, are warnings', async () => {
+test('a broker that keeps its jobs is in order; one that does not, and one that drains, are warnings', async () => {
   const home = await install()
   home.addAlgorithm('hello', 'cat')
-  expect(of(await check(envOf(home)), 'broker')).toEqual([
+  const place = { host: '127.0.0.1', port: 0, maxJobBytes: 65_535, fsync: 'never' } as const
+  const durable = await startBroker({ ...place, journalDir: makeTop() })
+  const fleeting = await startBroker(place)
+  onTestFinished(async () => void (await Promise.all([durable.close(), fleeting.close()])))
+  const told = async (port: number) => of(await check(envOf(home, { BEANSTALK_PORT: String(port) })), 'broker')
+  expect(await told(durable.port)).toEqual([expect.stringMatching(/^ok: /)])
+  expect(await told(fleeting.port)).toEqual([
     expect.stringMatching(/^ok: /),
     expect.stringMatching(/^warning: .* keeps no binlog: its jobs are lost when it ends; start it with.* -b DIR$/),
   ])
-  const durable = await startBroker({ args: ['-b', makeTop()] })
-  onTestFinished(() => durable.stop())
-  const port = { BEANSTALK_PORT: String(durable.port) }
-  expect(of(await check(envOf(home, port)), 'broker')).toEqual([expect.stringMatching(/^ok: /)])
-  await durable.kill('SIGUSR1')
-  await until('it drains', async () => /draining: true/.test(await durable.ask('stats\r\n', /\n\r\n$/)))
-  expect(of(await check(envOf(home, port)), 'broker')[1]).toMatch(/^warning: .* drains: it takes no more jobs; start/)
+  durable.drain()
+  expect(await told(durable.port)).toEqual([
+    expect.stringMatching(/^ok: /),
+    expect.stringMatching(/^warning: .* drains: it takes no more jobs; start it again/),
+  ])
 })
 
 test('a broker and a bucket that accept and never answer are given up', async () => {
@@ -247,7 +254,9 @@ test('with an embedded broker: of this installation, of another, none at all, an
     /^warning: the broker at .* is none of this RESULT_BASEDIR, and is used all the same; .* set BEANSTALK_PORT/,
   )
   await worker.stop()
-  expect(of(await check(embedded), 'broker')).toEqual([expect.stringMatching(/^ok: .* is free for the worker's own/)])
+  expect(
+    of(await check(envOf(home, { BEANSTALK_PORT: port, BEANSTALK_SERVER: '' }), ['--embedded']), 'broker'),
+  ).toEqual([expect.stringMatching(/^ok: .* is free for the worker's own/)])
   const silent = await check({ ...embedded, BEANSTALK_PORT: String(await startSilence()) })
   expect(silent.code).toBe(69)
   expect(of(silent, 'broker')).toEqual([

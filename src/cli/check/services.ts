@@ -3,7 +3,6 @@
 import { join } from 'node:path'
 import { isFolderLocked } from '../../broker/lock.ts'
 import type { Config } from '../../config.ts'
-import { formatBytes } from '../../job/bytes.ts'
 import { type BrokerDescription, describeBroker, QueueError } from '../../queue/queue.ts'
 import { WORK_FOLDER } from '../../run/workdir.ts'
 import { findLivingWorkers } from '../../run/workshop.ts'
@@ -36,7 +35,7 @@ function tellBroker(config: Config, broker: BrokerDescription): Finding[] {
   const address = brokerAddress(config)
   const { ready, reserved, delayed, buried } = broker.jobs
   const jobs = `jobs: ${ready} ready, ${reserved} reserved, ${delayed} delayed, ${buried} buried`
-  const largest = `takes jobs up to ${formatBytes(broker.maxBodyBytes)}`
+  const largest = `takes jobs up to ${broker.maxBodyBytes} bytes`
   const found = [makeOk(BROKER, `version ${broker.version} answers at ${address}, ${largest}; ${jobs}`)]
   if (!broker.isDurable) {
     const remedy = 'start it with a binlog: beanstalkd -b DIR'
