@@ -45,7 +45,9 @@ function findNpxSpec(called: string): string | undefined {
     const note: unknown = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'))
     const packages = (note as { _npx?: { packages?: unknown } } | null)?._npx?.packages
     const [spec, ...more] = Array.isArray(packages) ? packages : []
-    return typeof spec === 'string' && more.length === 0 ? spec : undefined
+    if (typeof spec !== 'string' || more.length > 0) return undefined
+    // What is relative to the caller's folder means nothing in another.
+    return /^(file:)?\.{1,2}(\/|$)/.test(spec) ? undefined : spec
   } catch {
     return undefined
   }

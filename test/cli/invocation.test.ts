@@ -77,6 +77,8 @@ test('npx is told what it was given; where it did not note that, the path is', (
   for (const [note, qproducer] of [
     ['{"_npx": {"packages": ["qworker@0.1"]}}', 'npx -p qworker@0.1 qproducer'],
     ['{"_npx": {"packages": ["/home/a b/qworker.tgz"]}}', "npx -p '/home/a b/qworker.tgz' qproducer"],
+    ['{"_npx": {"packages": ["./qworker.tgz"]}}', join(home, 'node_modules/.bin/qproducer')],
+    ['{"_npx": {"packages": ["file:../qworker"]}}', join(home, 'node_modules/.bin/qproducer')],
     ['{"_npx": {"packages": ["qworker", "other"]}}', join(home, 'node_modules/.bin/qproducer')],
     ['null', join(home, 'node_modules/.bin/qproducer')],
   ] as const) {
