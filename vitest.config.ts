@@ -3,11 +3,14 @@ import { readdirSync } from 'node:fs'
 import { defineConfig } from 'vitest/config'
 import type { TestModule } from 'vitest/node'
 
-/** Files whose tests put jobs through a broker: on beanstalkd they must do what they do on the embedded one. */
-const WITH_BROKER = /^(producer|queue|road|worker)\/|^cli\/(qproducer|qworker)|^sailor\/torture-eyes/
+/** Files whose tests are about jobs in a broker: on beanstalkd they must do what they do on the embedded one. */
+const WITH_BROKER =
+  /^(producer|queue|road)\/|^cli\/(qproducer|qworker)|^worker\/(broker-loss|crash|frozen|killed|lifetime|poison|signals|worker)\.|^sailor\/torture-eyes/
 const withBroker = readdirSync('test', { recursive: true, encoding: 'utf8' })
   .filter((file) => file.endsWith('.test.ts') && WITH_BROKER.test(file))
   .map((file) => `test/${file}`)
+// Algorithms of tests are small shell scripts, whatever PATH the suite was started with.
+process.env.PATH = [process.env.PATH, '/usr/bin', '/bin'].join(':')
 const hasBeanstalkd = spawnSync('beanstalkd', ['-v']).status === 0
 
 const reporter = {
