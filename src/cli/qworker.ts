@@ -13,6 +13,8 @@ const NAME = 'qworker'
 
 /** Each has a command line of its own, and resolves to its exit code. */
 const SUBCOMMANDS: Readonly<Record<string, () => Promise<{ run(args: readonly string[]): Promise<number> }>>> = {
+  init: () => import('./init.ts'),
+  check: () => import('./check.ts'),
   broker: () => import('./broker-program.ts'),
 }
 
@@ -31,6 +33,11 @@ function makeProgram(): Command {
     .addHelpText(
       'after',
       `
+Commands, each with --help:
+  qworker init DIR       writes a small project that works, to start from
+  qworker check          tells what is right and what is wrong with an installation
+  qworker broker         runs the embedded broker alone
+
 Signals: TERM or INT takes no more jobs and lets running ones finish (DRAIN_TIME); once more ends them
 and gives them back to the queue. TSTP takes no more jobs until CONT. HUP reads the rc file and the algorithms
 again. TTIN writes what each slot is doing to the log. USR1 lets the embedded broker take no more jobs.

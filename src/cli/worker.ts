@@ -25,7 +25,7 @@ import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
 import { emptyDeadWorkshops, openWorkshop } from '../run/workshop.ts'
 import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
-import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
+import { openTracker, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerAddress, isEmbedded } from './broker.ts'
@@ -33,16 +33,21 @@ import { type EarlySignals, STOP_SIGNALS } from './early-signals.ts'
 import { describeBrokerError, type EmbeddedBroker, exitCodeOf, openEmbeddedBroker } from './embedded.ts'
 import { complain, EXIT, endProgram, endWithError, writeOut } from './exit.ts'
 import { type Notifier, openNotifier } from './notify.ts'
-import { directoryOf, makeSettings, readAlgorithms, readConfig, reload, type WorkerFlags } from './settings.ts'
+import {
+  directoryOf,
+  makeSettings,
+  readAlgorithms,
+  readConfig,
+  reload,
+  STOP_MARGIN_SECONDS,
+  s3OptionsOf,
+  trackerUrl,
+  type WorkerFlags,
+} from './settings.ts'
 import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
 
 const NAME = 'qworker'
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
-
-/** Below RESULT_BASEDIR. */
-const TRACKER_FILE = join('.state', 'tracker.db')
-/** For the end of what runs, its publication and its copies, beyond DRAIN_TIME. */
-const STOP_MARGIN_SECONDS = 25
 const OUTBOX_GRACE_MS = 5_000
 
 /** From the configuration to the end of the process. */
@@ -215,7 +220,7 @@ async function probe(config: Config, stores: Stores, tracker: Tracker): Promise<
 async function openTrackerOrTell(config: Config, problems: Problem[]): Promise<Tracker | undefined> {
   if (problems.some(({ exitCode }) => exitCode === EXIT.cantCreate)) return undefined
   try {
-    return await openTracker(sqliteUrl(join(config.RESULT_BASEDIR, TRACKER_FILE)))
+    return await openTracker(trackerUrl(config))
   } catch (error) {
     if (!(error instanceof TrackerError)) throw error
     problems.push({ exitCode: EXIT.cantCreate, message: error.message })
@@ -292,15 +297,9 @@ function readConfigOrEnd(flags: WorkerFlags): Promise<Config> {
 
 async function openStores(config: Config, publisher: Publisher): Promise<Stores> {
   const local = await openLocalStore(config.RESULT_BASEDIR, publisher)
-  if (config.S3_BUCKET === null) return { local, s3: undefined }
-  const s3 = await openS3Store({
-    bucket: config.S3_BUCKET,
-    prefix: config.S3_PREFIX,
-    ...(config.S3_ENDPOINT === null ? {} : { endpoint: config.S3_ENDPOINT }),
-    region: config.S3_REGION,
-    forcePathStyle: config.S3_FORCE_PATH_STYLE,
-  })
-  return { local, s3 }
+  const s3 = s3OptionsOf(config)
+  if (s3 === undefined) return { local, s3 }
+  return { local, s3: await openS3Store(s3) }
 }
 
 /** Where nobody reads what we log, lines are dropped rather than gathered without end. */

@@ -182,6 +182,21 @@ export async function findDeadWorkshops(workBase: string): Promise<DeadWorkshop[
   return dead
 }
 
+/**
+ * Names of the workers whose folders are there and that may live.
+ * @param workBase `RESULT_BASEDIR/.work`
+ */
+export async function findLivingWorkers(workBase: string): Promise<string[]> {
+  const entries = await readdir(workBase, { withFileTypes: true }).catch(() => [])
+  const names: string[] = []
+  for (const { name: id } of entries.filter((entry) => entry.isDirectory() && WORKSHOP_NAME.test(entry.name))) {
+    const owner = await readOwner(join(workBase, id))
+    const presence = presenceOf(id, owner)
+    if (owner !== undefined && presence !== undefined && isPresent(presence) !== 'dead') names.push(owner.name)
+  }
+  return names
+}
+
 async function inspect(path: string): Promise<DeadWorkshop | undefined> {
   const id = basename(path)
   if (WORKSHOP_NAME.test(id)) {
