@@ -16,6 +16,7 @@ import { COLOR_CHOICES, type ColorChoice, makeEventWriter, openScreen, type Scre
 import { openStage, type Produced, type Stage } from './demo/stage.ts'
 import { parseForecast, SAMPLE, writeForecast } from './demo/summary.ts'
 import { complain, EXIT, endProgram, ignoreBrokenPipe, SIGNAL_BASE, withoutControls, writeOut } from './exit.ts'
+import { quote } from './invocation.ts'
 
 const NAME = 'demo'
 const PROJECT = resolve(import.meta.dirname, '..', '..')
@@ -236,9 +237,7 @@ function writeInvitation({ room }: Stage, screen: Screen): string {
 
 /** As a shell takes it. */
 function quoteAll(words: readonly string[]): string {
-  return words
-    .map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${withoutControls(word).replaceAll("'", "'\\''")}'`))
-    .join(' ')
+  return words.map((word) => quote(withoutControls(word))).join(' ')
 }
 
 main().then(
