@@ -78,7 +78,7 @@ export const DEFAULTS: Config = freeze<Config>({
   TUBES: ['default'],
   CONCURRENCY: 'auto',
   GRACE_TIME: 2,
-  DRAIN_TIME: 60,
+  DRAIN_TIME: 63,
   MAX_ATTEMPTS: 5,
   RETRY_DELAY: 1,
   RETRY_DELAY_MAX: 3600,

@@ -90,7 +90,7 @@ test('a project that was just made has no problem, and the check leaves nothing 
   expect(of(report, 'algorithms')[0]).toMatch(
     /^ok: 6 can be run: drunken_sailor, forecast, hello, mail \(not set: SMTP_/,
   )
-  expect(of(report, 'stop')).toEqual([expect.stringMatching(/^ok: DRAIN_TIME 65 s/)])
+  expect(of(report, 'stop')).toEqual([expect.stringMatching(/^ok: DRAIN_TIME 63 s/)])
   expect(readdirSync(dir, { recursive: true })).toEqual(before)
 })
 
