@@ -1,11 +1,45 @@
+import { spawnSync } from 'node:child_process'
+import { readdirSync } from 'node:fs'
 import { defineConfig } from 'vitest/config'
+import type { TestModule } from 'vitest/node'
+
+/** Files whose tests are about jobs in a broker: on beanstalkd they must do what they do on the embedded one. */
+const WITH_BROKER =
+  /^(producer|queue|road)\/|^cli\/(qproducer|qworker)|^worker\/(broker-loss|crash|frozen|killed|lifetime|poison|signals|worker)\.|^sailor\/torture-eyes/
+const withBroker = readdirSync('test', { recursive: true, encoding: 'utf8' })
+  .filter((file) => file.endsWith('.test.ts') && WITH_BROKER.test(file))
+  .map((file) => `test/${file}`)
+// Algorithms of tests are small shell scripts, whatever PATH the suite was started with.
+process.env.PATH = [process.env.PATH, '/usr/bin', '/bin'].join(':')
+const hasBeanstalkd = spawnSync('beanstalkd', ['-v']).status === 0
+
+const reporter = {
+  onTestRunEnd(modules: readonly TestModule[]) {
+    if (hasBeanstalkd) return
+    const again = modules.filter(({ moduleId }) => withBroker.some((file) => moduleId.endsWith(`/${file}`)))
+    const count = again.reduce((sum, { children }) => sum + [...children.allTests()].length, 0)
+    if (count > 0)
+      console.log(`${count} tests were left out, which would have run again on beanstalkd: apt-get install beanstalkd`)
+  },
+}
 
 export default defineConfig({
   test: {
-    include: ['test/**/*.test.ts'],
     testTimeout: 60_000,
     hookTimeout: 30_000,
     // Most tests wait for processes: more files at a time than processors, but few enough that TTRs of a second hold.
     maxWorkers: 3,
+    reporters: ['default', reporter],
+    projects: [
+      { extends: true, test: { name: 'embedded', include: ['test/**/*.test.ts'], env: { TEST_BROKER: 'embedded' } } },
+      ...(hasBeanstalkd
+        ? [
+            {
+              extends: true as const,
+              test: { name: 'beanstalkd', include: withBroker, env: { TEST_BROKER: 'beanstalkd' } },
+            },
+          ]
+        : []),
+    ],
   },
 })

@@ -78,7 +78,7 @@ export const DEFAULTS: Config = freeze<Config>({
   TUBES: ['default'],
   CONCURRENCY: 'auto',
   GRACE_TIME: 2,
-  DRAIN_TIME: 60,
+  DRAIN_TIME: 63,
   MAX_ATTEMPTS: 5,
   RETRY_DELAY: 1,
   RETRY_DELAY_MAX: 3600,
@@ -266,6 +266,33 @@ export function jobEnvironment(env: Readonly<Record<string, string | undefined>>
   return { uuid: env.QWORKER_UUID || undefined, attempt: env.QWORKER_ATTEMPT || undefined }
 }
 
+/** What stands in the environment about colours; an empty value counts as none. */
+export interface TerminalEnvironment {
+  /** https://no-color.org: any value */
+  readonly noColor: boolean
+  /** as Node reads it: 0 and false switch colours off, any other value on, also where NO_COLOR is set */
+  readonly forceColor: boolean | undefined
+  readonly isDumb: boolean
+}
+
+export function terminalEnvironment(
+  env: Readonly<Record<string, string | undefined>> = process.env,
+): TerminalEnvironment {
+  const { NO_COLOR, FORCE_COLOR, TERM } = env
+  return {
+    noColor: Boolean(NO_COLOR),
+    forceColor: FORCE_COLOR ? !['0', 'false'].includes(FORCE_COLOR) : undefined,
+    isDumb: TERM === 'dumb',
+  }
+}
+
+/** Whether Braille and lines can be shown, and not ASCII alone. */
+export function hasGlyphs(env: Readonly<Record<string, string | undefined>> = process.env): boolean {
+  const { LC_ALL, LC_CTYPE, LANG, TERM } = env
+  // The console of Linux has 512 glyphs, and Braille is not among them.
+  return /utf-?8/i.test(LC_ALL || LC_CTYPE || LANG || '') && TERM !== 'dumb' && TERM !== 'linux'
+}
+
 /** What systemd tells a service of Type=notify. */
 export interface ServiceEnvironment {
   /** where messages to the manager go: a path, or `@name` (abstract); undefined: nobody listens */
@@ -289,26 +316,6 @@ export function serviceEnvironment(
     notifySocket: NOTIFY_SOCKET || undefined,
     watchdogMs: isOurs && watchdogMs > 0 ? watchdogMs : undefined,
     path: algorithmEnvironment(env).PATH,
-  }
-}
-
-/** What stands in the environment about colours; an empty value counts as none. */
-export interface TerminalEnvironment {
-  /** https://no-color.org: any value */
-  readonly noColor: boolean
-  /** as Node reads it: 0 and false switch colours off, any other value on, also where NO_COLOR is set */
-  readonly forceColor: boolean | undefined
-  readonly isDumb: boolean
-}
-
-export function terminalEnvironment(
-  env: Readonly<Record<string, string | undefined>> = process.env,
-): TerminalEnvironment {
-  const { NO_COLOR, FORCE_COLOR, TERM } = env
-  return {
-    noColor: Boolean(NO_COLOR),
-    forceColor: FORCE_COLOR ? !['0', 'false'].includes(FORCE_COLOR) : undefined,
-    isDumb: TERM === 'dumb',
   }
 }
 

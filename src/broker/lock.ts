@@ -37,6 +37,22 @@ export async function lockFolder(folder: string): Promise<() => Promise<void>> {
   throw new BrokerError('locked', `another broker keeps its journal in ${folder}: stop it, or choose another folder`)
 }
 
+/** Whether a broker that lives keeps its journal there; nothing is changed. @throws what the file system throws */
+export async function isFolderLocked(folder: string): Promise<boolean> {
+  let descriptor: number
+  try {
+    descriptor = openSync(folder, 'r')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
+    throw error
+  }
+  try {
+    return await answers(join(process.platform === 'linux' ? `/proc/self/fd/${descriptor}` : folder, NAME))
+  } finally {
+    closeSync(descriptor)
+  }
+}
+
 function openFolder(folder: string): number {
   try {
     return openSync(folder, 'r')

@@ -15,6 +15,7 @@ import {
 } from '../producer.ts'
 import type { PutOptions, Queue } from '../queue/queue.ts'
 import { complain, EXIT, endWithError, outputDrained, writeOut } from './exit.ts'
+import { quote } from './invocation.ts'
 
 const PROGRAM = 'qproducer'
 const BAR_WIDTH = 24
@@ -157,11 +158,6 @@ function continuation(line: number, order: BatchOrder): string {
   const argv = order.argv.map((arg, i) => (i === at + 1 && at >= 0 ? '-' : arg.replace(/^--batch=.*$/s, '--batch=-')))
   const source = order.source === '-' ? '' : ` ${quote(order.source)}`
   return `tail -n +${line}${source} | ${[PROGRAM, ...argv].map(quote).join(' ')}`
-}
-
-/** For a POSIX shell. */
-function quote(word: string): string {
-  return /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`
 }
 
 /** One line on stderr that is drawn anew, only on a terminal. */

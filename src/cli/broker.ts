@@ -26,5 +26,5 @@ export function brokerAddress(config: Config): string {
 export function brokerAdvice(config: Config, error: Error): string {
   if (isEmbedded(config)) return `${error.message}: start a worker with this BEANSTALK_PORT, which is the broker too`
   const start = `beanstalkd -l 127.0.0.1 -p ${config.BEANSTALK_PORT}`
-  return `${error.message}: start it with "${start}", or set BEANSTALK_SERVER and BEANSTALK_PORT (to "embedded", and the worker is the broker too)`
+  return `${error.message}: start it with "${start}", or set BEANSTALK_SERVER and BEANSTALK_PORT`
 }

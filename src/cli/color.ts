@@ -15,12 +15,13 @@ const coloured = { stdout: false, stderr: false }
 /** Until it is called nothing has a colour. */
 export function decideColors(when: ColorWhen = 'auto', environment: TerminalEnvironment): void {
   for (const stream of ['stdout', 'stderr'] as const) {
-    coloured[stream] = decide(when, environment, process[stream].isTTY === true)
+    coloured[stream] = wantsColor(when, environment, process[stream].isTTY === true)
   }
 }
 
-function decide(when: ColorWhen, { forceColor, noColor, isDumb }: TerminalEnvironment, isTerminal: boolean): boolean {
+export function wantsColor(when: ColorWhen, environment: TerminalEnvironment, isTerminal: boolean): boolean {
   if (when !== 'auto') return when === 'always'
+  const { forceColor, noColor, isDumb } = environment
   return forceColor ?? (isTerminal && !noColor && !isDumb)
 }
 

@@ -3,6 +3,8 @@
  * names of algorithms are asked for when they are needed, of the `qworker` that stands beside the program, or in PATH.
  */
 
+import { quote } from './invocation.ts'
+
 export type Value =
   | { readonly kind: 'words'; readonly words: readonly string[] }
   /** `payload`: a file behind an @ */
@@ -32,11 +34,6 @@ const isProgram = ({ name }: CompletedLine) => !name.includes(' ')
 
 function programsOf(lines: readonly CompletedLine[]): string[] {
   return lines.filter(isProgram).map(({ name }) => name)
-}
-
-/** As a word of a POSIX shell, and of zsh. */
-function quote(text: string): string {
-  return `'${text.replaceAll("'", `'\\''`)}'`
 }
 
 const BASH_HEAD = `# bash completion for qworker and its kin; made by: qworker completion bash

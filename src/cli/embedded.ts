@@ -24,20 +24,22 @@ export interface EmbeddedBroker {
   close(): Promise<void>
 }
 
-/** Below RESULT_BASEDIR. */
-const JOURNAL_FOLDER = join('.state', 'broker')
 /** Another worker may be reading a large journal, and does not answer yet. */
 const PATIENCE_MS = 30_000
 /** Workers that lost their broker come one after the other. */
 const DISPERSE_MS = 200
 const AGAIN_MS = 1_000
 
+export function journalFolder({ RESULT_BASEDIR }: Config): string {
+  return join(RESULT_BASEDIR, '.state', 'broker')
+}
+
 /**
  * @param config RESULT_BASEDIR must be there: what a disk that is not mounted leaves is not written into
  * @throws BrokerError
  */
 export async function startOwnBroker(config: Config): Promise<Broker> {
-  const journalDir = join(config.RESULT_BASEDIR, JOURNAL_FOLDER)
+  const journalDir = journalFolder(config)
   for (const folder of [dirname(journalDir), journalDir])
     await mkdir(folder, { mode: 0o700 }).catch((cause: NodeJS.ErrnoException) => {
       if (cause.code === 'EEXIST') return

@@ -70,10 +70,15 @@ export function writeOut(text: string): Promise<void> {
 /** What servers and files say must not steer the terminal: all but TAB and LF, and marks that turn the direction. */
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g
 
+/** Text from outside that is shown: lines stay lines. */
+export function withoutControls(text: string): string {
+  return text.replace(CONTROLS, '?')
+}
+
 /** Writes one message to stderr at once. The first line bears the program's name, further ones are indented. */
 export function complain(program: string, message: string, tone: Tone = 'bad'): void {
   try {
-    const lines = message.trimEnd().replace(CONTROLS, '?').replaceAll('\n', '\n  ')
+    const lines = withoutControls(message.trimEnd()).replaceAll('\n', '\n  ')
     writeSync(2, `${paint('stderr', tone, `${program}:`)} ${lines}\n`)
   } catch {
     // stderr is full or closed: nobody is left to be told.

@@ -16,6 +16,8 @@ import {
 import { openQueue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
+import type { S3Options } from '../store/store.ts'
+import { sqliteUrl } from '../tracker/tracker.ts'
 import type { Worker, WorkerSettings } from '../worker/worker.ts'
 import { brokerUrl, isEmbedded } from './broker.ts'
 import type { ColorWhen } from './color.ts'
@@ -49,6 +51,9 @@ const FIXED: readonly ConfigKey[] = [
 /** Where the worker is the broker, or would become it. */
 const FIXED_EMBEDDED: readonly ConfigKey[] = ['BEANSTALK_SERVER', 'BEANSTALK_PORT']
 
+/** For the end of what runs, its publication and its copies, beyond DRAIN_TIME. */
+export const STOP_MARGIN_SECONDS = 25
+
 /** @throws ConfigError */
 export function readConfig(flags: WorkerFlags): Promise<Config> {
   const server = flags.embedded ? { BEANSTALK_SERVER: 'embedded' } : {}
@@ -66,7 +71,7 @@ export function makeSettings(config: Config, flags: WorkerFlags, catalogue: Cata
   // Without a server of ours, and with no other address named, the folder is the only place to look.
   const isServed = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
   return {
-    slots: flags.once ? 1 : config.CONCURRENCY === 'auto' ? availableParallelism() : config.CONCURRENCY,
+    slots: flags.once ? 1 : slotsOf(config),
     openQueue: () => openQueue(brokerUrl(config)),
     tubes: config.TUBES,
     graceSeconds: config.GRACE_TIME,
@@ -79,6 +84,26 @@ export function makeSettings(config: Config, flags: WorkerFlags, catalogue: Cata
     catalogue,
     settingsFor: (algorithm) => settingsFor(config, algorithm),
     urlOf: (uuid) => (isServed ? `${config.RESULT_BASEURL}/${uuid}` : directoryOf(config, uuid)),
+  }
+}
+
+export function slotsOf({ CONCURRENCY }: Config): number {
+  return CONCURRENCY === 'auto' ? availableParallelism() : CONCURRENCY
+}
+
+export function trackerUrl({ RESULT_BASEDIR }: Config): string {
+  return sqliteUrl(join(RESULT_BASEDIR, '.state', 'tracker.db'))
+}
+
+/** Undefined where there is no bucket. */
+export function s3OptionsOf(config: Config): S3Options | undefined {
+  if (config.S3_BUCKET === null) return undefined
+  return {
+    bucket: config.S3_BUCKET,
+    prefix: config.S3_PREFIX,
+    ...(config.S3_ENDPOINT === null ? {} : { endpoint: config.S3_ENDPOINT }),
+    region: config.S3_REGION,
+    forcePathStyle: config.S3_FORCE_PATH_STYLE,
   }
 }
 

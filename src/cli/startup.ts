@@ -73,7 +73,10 @@ async function checkBroker(config: Config): Promise<Problem[]> {
     if (!(error instanceof QueueError)) throw error
     // Nothing is there: it is started when all else is in order.
     if (isEmbedded(config) && (await findListenError(EMBEDDED_HOST, config.BEANSTALK_PORT)) === undefined) return []
-    return [{ exitCode: EXIT.unavailable, message: brokerAdvice(config, error) }]
+    const message = isEmbedded(config)
+      ? `${error.message}: the broker of this worker cannot listen there; set BEANSTALK_PORT to a free port`
+      : `${brokerAdvice(config, error)}; with --embedded the worker is the broker too`
+    return [{ exitCode: EXIT.unavailable, message }]
   }
 }
 
@@ -84,7 +87,7 @@ async function checkHttpPort(config: Config): Promise<Problem[]> {
 }
 
 /** Tries to listen; the real server comes a moment later. */
-function findListenError(host: string, port: number): Promise<NodeJS.ErrnoException | undefined> {
+export function findListenError(host: string, port: number): Promise<NodeJS.ErrnoException | undefined> {
   return new Promise((resolve) => {
     const server = createServer()
     server.once('error', resolve)
@@ -108,7 +111,7 @@ export function portAdvice(config: Config, error: NodeJS.ErrnoException): string
 }
 
 /** With /proc every process of a run is found without help; elsewhere tree-kill needs `ps` (Linux) or `pgrep` (macOS). */
-async function checkProcessTools(): Promise<Problem[]> {
+export async function checkProcessTools(): Promise<Problem[]> {
   if (hasProc) return []
   const tool = process.platform === 'darwin' ? 'pgrep' : 'ps'
   try {
@@ -136,16 +139,31 @@ const FILES_PER_SLOT = 24
 const FILES_PER_CLIENT = 2
 const MIN_CLIENTS = 8
 
+/** What it takes to run these slots and to answer a few clients. */
+export function filesNeeded(slots: number): number {
+  return OWN_FILES + slots * FILES_PER_SLOT + MIN_CLIENTS * FILES_PER_CLIENT
+}
+
 /**
  * How many HTTP clients at a time leave the jobs their share of the files that this process may have open.
  * @param limits text of /proc/self/limits; undefined where there is none
  * @returns undefined when nothing is known
  */
 export function maxClients(slots: number, limits = readLimits()): number | undefined {
-  const [, files] = /^Max open files +(\d+)/m.exec(limits ?? '') ?? []
-  if (files === undefined) return undefined
-  const left = Number(files) - OWN_FILES - slots * FILES_PER_SLOT
+  const files = readLimit('open files', limits)
+  if (files === undefined || files === Number.POSITIVE_INFINITY) return undefined
+  const left = files - OWN_FILES - slots * FILES_PER_SLOT
   return Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT))
+}
+
+/** The soft limit of this process, which what it starts inherits. Undefined where there is no /proc. */
+export function readLimit(
+  name: 'open files' | 'core file size' | 'processes',
+  limits = readLimits(),
+): number | undefined {
+  const [, soft] = new RegExp(`^Max ${name} +(\\d+|unlimited)`, 'm').exec(limits ?? '') ?? []
+  if (soft === undefined) return undefined
+  return soft === 'unlimited' ? Number.POSITIVE_INFINITY : Number(soft)
 }
 
 function readLimits(): string | undefined {

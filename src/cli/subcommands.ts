@@ -4,6 +4,16 @@ import type { Subcommands } from './command.ts'
 
 /** Of `qworker`. */
 export const SUBCOMMANDS: Subcommands = {
+  init: {
+    operands: 'DIR',
+    summary: 'write a small project that works, to start from',
+    load: () => import('./init.ts'),
+  },
+  check: {
+    operands: '',
+    summary: 'tell what is right and what is wrong with an installation',
+    load: () => import('./check.ts'),
+  },
   broker: {
     operands: '',
     summary: 'run the embedded broker alone, for several workers of this machine',

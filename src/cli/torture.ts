@@ -20,6 +20,7 @@ import { isSeed } from '../sailor/voyage.ts'
 import { EMBEDDED_HOST, isEmbedded } from './broker.ts'
 import { makeCommand, parseCommandLine } from './command.ts'
 import { complain, EXIT, endWithError, writeOut } from './exit.ts'
+import { s3OptionsOf } from './settings.ts'
 
 const NAME = 'drunken-sailor torture'
 
@@ -146,22 +147,12 @@ function settingsOf(config: Config): Record<string, unknown> {
 }
 
 function worldOf(config: Config): World {
-  const { S3_BUCKET, S3_PREFIX, S3_ENDPOINT, S3_REGION, S3_FORCE_PATH_STYLE } = config
   return {
     kind: 'deployment',
     brokerHost: isEmbedded(config) ? EMBEDDED_HOST : config.BEANSTALK_SERVER,
     brokerPort: config.BEANSTALK_PORT,
     resultBaseDir: config.RESULT_BASEDIR,
-    s3:
-      S3_BUCKET === null
-        ? undefined
-        : {
-            bucket: S3_BUCKET,
-            prefix: S3_PREFIX,
-            ...(S3_ENDPOINT === null ? {} : { endpoint: S3_ENDPOINT }),
-            region: S3_REGION,
-            forcePathStyle: S3_FORCE_PATH_STYLE,
-          },
+    s3: s3OptionsOf(config),
   }
 }
 

@@ -24,9 +24,9 @@ import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
 import { startGuard } from '../run/guard.ts'
 import { isPresent, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
-import { openWorkshop } from '../run/workshop.ts'
+import { emptyDeadWorkshops, openWorkshop } from '../run/workshop.ts'
 import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
-import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../tracker/tracker.ts'
+import { openTracker, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerAddress, isEmbedded } from './broker.ts'
@@ -35,16 +35,21 @@ import { type EarlySignals, STOP_SIGNALS } from './early-signals.ts'
 import { describeBrokerError, type EmbeddedBroker, exitCodeOf, openEmbeddedBroker } from './embedded.ts'
 import { complain, EXIT, endProgram, endWithError, writeOut } from './exit.ts'
 import { type Notifier, openNotifier } from './notify.ts'
-import { directoryOf, makeSettings, readAlgorithms, readConfig, reload, type WorkerFlags } from './settings.ts'
+import {
+  directoryOf,
+  makeSettings,
+  readAlgorithms,
+  readConfig,
+  reload,
+  STOP_MARGIN_SECONDS,
+  s3OptionsOf,
+  trackerUrl,
+  type WorkerFlags,
+} from './settings.ts'
 import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
 
 const NAME = 'qworker'
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
-
-/** Below RESULT_BASEDIR. */
-const TRACKER_FILE = join('.state', 'tracker.db')
-/** For the end of what runs, its publication and its copies, beyond DRAIN_TIME. */
-const STOP_MARGIN_SECONDS = 25
 const OUTBOX_GRACE_MS = 5_000
 
 /** From the configuration to the end of the process. */
@@ -58,8 +63,15 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   const catalogue = await readAlgorithms(config, controllersOf(cgroup))
   const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
   const stores = await openStores(config, publisher)
-  const problems = await findProblems(config, stores, catalogue)
-  const tracker = await openTrackerOrTell(config, problems)
+  let { problems, tracker } = await lookAround(config, stores, catalogue)
+  // The disk may be full of what runs of a dead worker left: nobody else would take it away.
+  if (
+    problems.some(({ exitCode }) => exitCode === EXIT.cantCreate) &&
+    (await emptyDeadWorkshops(workBaseOf(config))) > 0
+  ) {
+    await tracker?.close()
+    ;({ problems, tracker } = await lookAround(config, stores, catalogue))
+  }
   const mayWait = tracker !== undefined && (await tracker.outbox.state()).length > 0
   if (tracker === undefined || problems.some(({ isOutage }) => !(isOutage && mayWait))) {
     if ('path' in cgroup) cgroup.giveBack()
@@ -114,7 +126,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   const server = await startHttp(config, parts, maxClients(settings.slots), () => worker)
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
-  const workBase = join(config.RESULT_BASEDIR, WORK_FOLDER)
+  const workBase = workBaseOf(config)
   const groups = 'path' in cgroup ? openGroups(cgroup.path, onProblem) : undefined
   const workshop = await openWorkshop(workBase, name, undefined, groups?.base).catch((error: Error) =>
     endWithError(NAME, EXIT.cantCreate, `no folder for runs can be made in ${workBase}: ${error.message}`),
@@ -141,7 +153,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
       cgroup: { controllers: describeCgroup(cgroup).controllers },
       environment: algorithmEnvironment(),
       directoryOf: (uuid) => directoryOf(config, uuid),
-      probe: () => checkMachine(stores, tracker),
+      probe: () => probe(config, stores, tracker),
       onAlive: () => notifier.feed(),
     })
     handleSignals(config, flags, worker, parts, notifier)
@@ -190,11 +202,28 @@ async function openBrokerOrEnd(config: Config, bus: Bus, cgroup: Parts['cgroup']
   }
 }
 
+async function lookAround(config: Config, stores: Stores, catalogue: Catalogue) {
+  const problems = await findProblems(config, stores, catalogue)
+  const tracker = await openTrackerOrTell(config, problems)
+  return { problems, tracker }
+}
+
+function workBaseOf(config: Config): string {
+  return join(config.RESULT_BASEDIR, WORK_FOLDER)
+}
+
+/** What keeps this machine from doing its part just now. Room that dead workers take is made free for the next look. */
+async function probe(config: Config, stores: Stores, tracker: Tracker): Promise<string[]> {
+  const problems = await checkMachine(stores, tracker)
+  if (problems.length > 0) await emptyDeadWorkshops(workBaseOf(config)).catch(() => undefined)
+  return problems
+}
+
 /** What is wrong with it is added to `problems`. Where the folder itself has one, the tracker in it is not looked at. */
 async function openTrackerOrTell(config: Config, problems: Problem[]): Promise<Tracker | undefined> {
   if (problems.some(({ exitCode }) => exitCode === EXIT.cantCreate)) return undefined
   try {
-    return await openTracker(sqliteUrl(join(config.RESULT_BASEDIR, TRACKER_FILE)))
+    return await openTracker(trackerUrl(config))
   } catch (error) {
     if (!(error instanceof TrackerError)) throw error
     problems.push({ exitCode: EXIT.cantCreate, message: error.message })
@@ -271,15 +300,9 @@ function readConfigOrEnd(flags: WorkerFlags): Promise<Config> {
 
 async function openStores(config: Config, publisher: Publisher): Promise<Stores> {
   const local = await openLocalStore(config.RESULT_BASEDIR, publisher)
-  if (config.S3_BUCKET === null) return { local, s3: undefined }
-  const s3 = await openS3Store({
-    bucket: config.S3_BUCKET,
-    prefix: config.S3_PREFIX,
-    ...(config.S3_ENDPOINT === null ? {} : { endpoint: config.S3_ENDPOINT }),
-    region: config.S3_REGION,
-    forcePathStyle: config.S3_FORCE_PATH_STYLE,
-  })
-  return { local, s3 }
+  const s3 = s3OptionsOf(config)
+  if (s3 === undefined) return { local, s3 }
+  return { local, s3: await openS3Store(s3) }
 }
 
 /** Where nobody reads what we log, lines are dropped rather than gathered without end. */

@@ -16,7 +16,7 @@ const KEEP_ALIVE_MS = 5_000
 const IDLE_MS = 120_000
 const TIMEOUT_CHECK_MS = 2_000
 /** More clients at a time than a worker has; fewer where files are few. */
-const MAX_CONNECTIONS = 512
+export const MAX_CONNECTIONS = 512
 const CLOSE_MS = 2_000
 
 /** Larger documents are streamed like any file; their ETag then comes from size and time. */

@@ -12,6 +12,7 @@
 import FiveBeansClient from 'fivebeans/lib/client.js'
 import { describe } from '../job/package.ts'
 import {
+  type BrokerDescription,
   isTubeName,
   type PutOptions,
   type Queue,
@@ -24,6 +25,7 @@ import {
 
 const DEFAULT_PORT = 11300
 const MAX_UINT32 = 4294967295
+const MAX_VERSION_LENGTH = 40
 
 export interface BeanstalkLimits {
   /** for the TCP connection, and again for the first reply */
@@ -47,20 +49,53 @@ interface Command {
 
 /** @throws QueueError `unreachable` when nothing answers at the URL, or something that is no beanstalkd */
 export async function openBeanstalk(url: string, limits: Partial<BeanstalkLimits> = {}): Promise<Queue> {
+  const { connection, stats } = await openConnection(url, limits)
+  return new BeanstalkQueue(connection, maxBodyBytesOf(stats))
+}
+
+/** @throws QueueError `unreachable`, as `openBeanstalk` */
+export async function describeBeanstalk(
+  url: string,
+  limits: Partial<BeanstalkLimits> = {},
+): Promise<BrokerDescription> {
+  const { connection, stats } = await openConnection(url, limits)
+  connection.fail('closed', 'all is known')
+  const count = (key: string) => Number(stats.get(key) ?? 0)
+  return {
+    version: (stats.get('version') ?? '').slice(0, MAX_VERSION_LENGTH),
+    // 0 without a binlog.
+    isDurable: count('binlog-current-index') > 0,
+    isDraining: stats.get('draining') === 'true',
+    maxBodyBytes: maxBodyBytesOf(stats),
+    jobs: {
+      ready: count('current-jobs-ready'),
+      reserved: count('current-jobs-reserved'),
+      delayed: count('current-jobs-delayed'),
+      buried: count('current-jobs-buried'),
+    },
+  }
+}
+
+type Dictionary = ReadonlyMap<string, string>
+
+async function openConnection(
+  url: string,
+  limits: Partial<BeanstalkLimits>,
+): Promise<{ connection: Connection; stats: Dictionary }> {
   const { connectMs, replyMs } = { ...LIMITS, ...limits }
   const { hostname, port } = new URL(url)
   const host = hostname.replace(/^\[(.*)\]$/, '$1') || 'localhost'
   const connection = new Connection(host, port === '' ? DEFAULT_PORT : Number(port), replyMs)
   await connection.connect(connectMs)
-  return new BeanstalkQueue(connection, await readMaxBodyBytes(connection, Math.min(connectMs, replyMs)))
+  return { connection, stats: await readStats(connection, Math.min(connectMs, replyMs)) }
 }
 
-async function readMaxBodyBytes(connection: Connection, limitMs: number): Promise<number> {
+/** Also tells a beanstalkd from whatever else answers there. */
+async function readStats(connection: Connection, limitMs: number): Promise<Dictionary> {
   let said = 'it closed the connection or did not answer'
   try {
     const stats = await connection.askStats((client, callback) => client.stats(callback), limitMs)
-    const bytes = Number(typeof stats === 'string' ? undefined : stats.get('max-job-size'))
-    if (Number.isSafeInteger(bytes) && bytes > 0) return bytes
+    if (typeof stats !== 'string' && maxBodyBytesOf(stats) > 0) return stats
     said = typeof stats === 'string' ? `it said ${describe(stats)}` : 'its statistics have no max-job-size'
   } catch (cause) {
     if (!(cause instanceof QueueError)) throw cause
@@ -68,6 +103,12 @@ async function readMaxBodyBytes(connection: Connection, limitMs: number): Promis
   }
   connection.fail('closed', 'the peer is no beanstalkd')
   throw new QueueError('unreachable', `what answers at ${connection.address} is not beanstalkd (${said})`)
+}
+
+/** 0 when it does not say. */
+function maxBodyBytesOf(stats: Dictionary): number {
+  const bytes = Number(stats.get('max-job-size'))
+  return Number.isSafeInteger(bytes) && bytes > 0 ? bytes : 0
 }
 
 class BeanstalkQueue implements Queue {
@@ -181,7 +222,7 @@ class BeanstalkQueue implements Queue {
     }
   }
 
-  async #statsOf(ticket: Ticket): Promise<ReadonlyMap<string, string> | undefined> {
+  async #statsOf(ticket: Ticket): Promise<Dictionary | undefined> {
     const stats = await this.#connection.askStats((client, callback) => client.stats_job(ticket, callback))
     if (typeof stats !== 'string') return stats
     if (stats === 'NOT_FOUND') return undefined
@@ -202,12 +243,7 @@ function sendReserveJob(client: FiveBeansClient, ticket: Ticket, callback: Callb
   client.reserve_with_timeout.call({ handlers: client.handlers, stream } as unknown as FiveBeansClient, 0, callback)
 }
 
-function makeReservation(
-  connection: Connection,
-  ticket: Ticket,
-  body: Buffer,
-  stats: ReadonlyMap<string, string>,
-): Reservation {
+function makeReservation(connection: Connection, ticket: Ticket, body: Buffer, stats: Dictionary): Reservation {
   const settle = async (verb: string, send: (client: FiveBeansClient, callback: Callback) => void) => {
     const reply = await connection.ask(send)
     if (reply.ok) return
@@ -310,7 +346,7 @@ class Connection {
   async askStats(
     send: (client: FiveBeansClient, callback: Callback) => void,
     limitMs?: number,
-  ): Promise<ReadonlyMap<string, string> | string> {
+  ): Promise<Dictionary | string> {
     const reply = await this.ask((client, callback) => {
       send(client, callback)
       const handler = client.handlers.at(-1)?.[0]
@@ -395,7 +431,7 @@ class Connection {
 }
 
 /** `key: value` lines; the only YAML that the commands used here are answered with. */
-function readDictionary(body: unknown): ReadonlyMap<string, string> {
+function readDictionary(body: unknown): Dictionary {
   const pairs = String(body)
     .split('\n')
     .flatMap((line) => {

@@ -92,18 +92,43 @@ export function isTubeName(name: string): boolean {
   return /^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}$/.test(name)
 }
 
+/** What a broker says of itself. */
+export interface BrokerDescription {
+  readonly version: string
+  /** its jobs outlive a restart */
+  readonly isDurable: boolean
+  /** it takes no more jobs */
+  readonly isDraining: boolean
+  /** of the largest body that it takes */
+  readonly maxBodyBytes: number
+  readonly jobs: Readonly<Record<'ready' | 'reserved' | 'delayed' | 'buried', number>>
+}
+
 /**
  * Opens one connection.
  * @param url `beanstalk://host:port`
  * @throws QueueError `unreachable`
  */
 export async function openQueue(url: string): Promise<Queue> {
+  const { openBeanstalk } = await loadDriver(url)
+  return openBeanstalk(url)
+}
+
+/**
+ * Asks a broker about itself, on a connection that is closed again.
+ * @param url `beanstalk://host:port`
+ * @throws QueueError `unreachable`
+ */
+export async function describeBroker(url: string): Promise<BrokerDescription> {
+  const { describeBeanstalk } = await loadDriver(url)
+  return describeBeanstalk(url)
+}
+
+async function loadDriver(url: string): Promise<typeof import('./beanstalk.ts')> {
   const { protocol } = new URL(url)
   switch (protocol) {
-    case 'beanstalk:': {
-      const { openBeanstalk } = await import('./beanstalk.ts')
-      return openBeanstalk(url)
-    }
+    case 'beanstalk:':
+      return import('./beanstalk.ts')
     default:
       throw new QueueError('unreachable', `no queue driver for ${protocol}// - use beanstalk://host:port`)
   }

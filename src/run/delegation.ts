@@ -70,6 +70,18 @@ export async function divideOwnGroup(): Promise<Delegation | { why: string }> {
   }
 }
 
+/** The controllers that runs would have in groups of their own; changes nothing. Never throws. */
+export async function describeOwnGroup(): Promise<{ controllers: readonly string[] } | { why: string }> {
+  try {
+    const path = await findOwnGroup()
+    if (typeof path !== 'string') return path
+    const offered = readFileSync(join(path, 'cgroup.controllers'), 'latin1').trim().split(' ')
+    return { controllers: CONTROLLERS.filter((name) => offered.includes(name)) }
+  } catch (error) {
+    return { why: (error as Error).message }
+  }
+}
+
 async function findOwnGroup(): Promise<string | { why: string }> {
   if (process.platform !== 'linux') return { why: `there are none on ${process.platform}` }
   const name = /^0::(\/.*)$/m.exec(readFileSync('/proc/self/cgroup', 'utf8'))?.[1]

@@ -182,6 +182,21 @@ export async function findDeadWorkshops(workBase: string): Promise<DeadWorkshop[
   return dead
 }
 
+/**
+ * Names of the workers whose folders are there and that may live.
+ * @param workBase `RESULT_BASEDIR/.work`
+ */
+export async function findLivingWorkers(workBase: string): Promise<string[]> {
+  const entries = await readdir(workBase, { withFileTypes: true }).catch(() => [])
+  const names: string[] = []
+  for (const { name: id } of entries.filter((entry) => entry.isDirectory() && WORKSHOP_NAME.test(entry.name))) {
+    const owner = await readOwner(join(workBase, id))
+    const presence = presenceOf(id, owner)
+    if (owner !== undefined && presence !== undefined && isPresent(presence) !== 'dead') names.push(owner.name)
+  }
+  return names
+}
+
 async function inspect(path: string): Promise<DeadWorkshop | undefined> {
   const id = basename(path)
   if (WORKSHOP_NAME.test(id)) {
@@ -422,6 +437,33 @@ export async function readRunEvidence(run: DeadRun): Promise<{ stderrTail: strin
     () => false,
   )
   return { stderrTail: isFile ? await readTail(path, STDERR_TAIL_BYTES).catch(() => '') : '' }
+}
+
+/**
+ * Takes away what dead workers' runs may have filled the disk with, so that there is room to account for them: scratch
+ * directories, what was printed, and what waited to be published. The end of stderr stays.
+ * @param workBase `RESULT_BASEDIR/.work`
+ * @returns of how many workers
+ */
+export async function emptyDeadWorkshops(workBase: string): Promise<number> {
+  const found = await findDeadWorkshops(workBase)
+  for (const dead of found) {
+    // Else they would write on.
+    await endWorkshop(dead)
+    const names = await readdir(dead.path).catch((): string[] => [])
+    for (const name of names.filter((each) => each.startsWith('.'))) await removeTree(join(dead.path, name))
+    for (const run of dead.runs) await emptyRun(run)
+  }
+  return found.length
+}
+
+async function emptyRun(run: DeadRun): Promise<void> {
+  await removeTree(join(run.path, 'scratch'))
+  await removeTree(join(run.path, 'stdout.log'))
+  const { stderrTail } = await readRunEvidence(run)
+  const stderr = join(run.path, 'stderr.log')
+  await removeTree(stderr)
+  await writeFile(stderr, stderrTail, { flag: 'wx', mode: 0o600 }).catch(() => undefined)
 }
 
 /** Removes the folder of a dead worker. Never throws: what cannot be removed is found again. */

@@ -463,11 +463,13 @@ async function removeProbes(base: string): Promise<void> {
     await rm(join(base, name), { force: true }).catch(() => {})
 }
 
-/** Scratch directories of runs lie on the same disk, so that outputs are published by a rename. */
+/**
+ * Scratch directories of runs lie on the same disk, so that outputs are published by a rename. It is not made here: who
+ * only checks may be another user than the worker.
+ */
 async function checkWorkDir(path: string): Promise<string[]> {
-  await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
-    if (errnoOf(error) !== 'EEXIST') throw error
-  })
+  const stats = await statOf(path)
+  if (stats === undefined) return []
   const advice = `${path} is not a directory; it is for scratch directories of runs: remove it, the worker creates it`
   if (!(await stat(path)).isDirectory()) return [advice]
   await access(path, constants.R_OK | constants.W_OK | constants.X_OK)

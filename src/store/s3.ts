@@ -1,12 +1,19 @@
 /** Results in a bucket, on AWS or any server that speaks S3, under `<prefix><uuid>/<name>`. The only door to the SDK. */
 
+import { randomBytes } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import { extname } from 'node:path'
-import { GetObjectCommand, HeadBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3'
+import {
+  DeleteObjectCommand,
+  GetObjectCommand,
+  HeadBucketCommand,
+  PutObjectCommand,
+  S3Client,
+} from '@aws-sdk/client-s3'
 import { Upload } from '@aws-sdk/lib-storage'
 import { describe } from '../job/package.ts'
 import { checkPublication, checkUuid, errnoOf, openSource } from './publication.ts'
-import { type Publication, type S3Options, type Store, StoreError } from './store.ts'
+import { type Probe, type Publication, type S3Options, type S3Store, StoreError } from './store.ts'
 
 const MIB = 1024 * 1024
 /** Larger files go up in parts; smaller ones are held in memory, so that a try can be repeated. */
@@ -23,6 +30,9 @@ const IDLE_MS = 20_000
 /** from the start of a request to its answer; a part has 8 MiB */
 const REQUEST_MS = 120_000
 const CHECK_MS = 10_000
+/** together less than CHECK_MS */
+const PROBE_MS = 6_500
+const REMOVAL_MS = 3_000
 
 const CONTENT_TYPES: Readonly<Record<string, string>> = {
   '.json': 'application/json; charset=utf-8',
@@ -53,7 +63,7 @@ interface Bucket {
   readonly label: string
 }
 
-export async function openS3(options: S3Options): Promise<Store> {
+export async function openS3(options: S3Options): Promise<S3Store> {
   const bucket: Bucket = {
     client: makeClient(options),
     name: options.bucket,
@@ -61,7 +71,8 @@ export async function openS3(options: S3Options): Promise<Store> {
     label: `S3 bucket ${options.bucket} at ${placeOf(options)}`,
   }
   return {
-    check: () => checkBucket(bucket),
+    check: () => checkBucket(bucket, CHECK_MS),
+    probe: () => probe(bucket),
     publish: (publication, beforeCommit) => publish(bucket, publication, beforeCommit),
     writeStatus: async (uuid, status) => {
       checkUuid(uuid)
@@ -231,15 +242,62 @@ async function readDocument(
   }
 }
 
-async function checkBucket(bucket: Bucket): Promise<string[]> {
+async function checkBucket(bucket: Bucket, limitMs: number): Promise<string[]> {
   try {
     await bucket.client.send(new HeadBucketCommand({ Bucket: bucket.name }), {
-      abortSignal: AbortSignal.timeout(CHECK_MS),
+      abortSignal: AbortSignal.timeout(limitMs),
     })
     return []
   } catch (cause) {
     return [storeError(bucket, 'cannot be used', cause).message]
   }
+}
+
+async function probe(bucket: Bucket): Promise<Probe> {
+  const key = `${bucket.prefix}.qworker-check-${randomBytes(8).toString('hex')}`
+  const target = { Bucket: bucket.name, Key: key }
+  const clock = watchClock(bucket.client)
+  const until = performance.now() + PROBE_MS
+  const timeLeft = () => ({ abortSignal: AbortSignal.timeout(Math.max(1, Math.floor(until - performance.now()))) })
+  const problems = await checkBucket(bucket, PROBE_MS)
+  if (problems.length > 0) return { problems, left: undefined, clockAheadMs: clock() }
+  let step = 'store'
+  try {
+    await bucket.client.send(new PutObjectCommand({ ...target, Body: key, ContentLength: key.length }), timeLeft())
+    step = 'read'
+    const { Body } = await bucket.client.send(new GetObjectCommand(target), timeLeft())
+    const found = await Body?.transformToString('utf-8')
+    if (found !== key) problems.push(`${bucket.label}: what was stored as ${key} comes back changed; see that server`)
+  } catch (cause) {
+    problems.push(storeError(bucket, `could not ${step} ${key}`, cause).message)
+  }
+  // A try that failed may have been stored all the same.
+  const why = await bucket.client
+    .send(new DeleteObjectCommand(target), { abortSignal: AbortSignal.timeout(REMOVAL_MS) })
+    .then(
+      () => undefined,
+      (cause: unknown) => storeError(bucket, `could not remove ${key}`, cause).message,
+    )
+  const left = why === undefined || step === 'store' ? undefined : { key, why }
+  return { problems, left, clockAheadMs: clock() }
+}
+
+/** Reads the date of each answer from now on. */
+function watchClock(client: S3Client): () => number | undefined {
+  let aheadMs: number | undefined
+  client.middlewareStack.add(
+    (next) => async (args) => {
+      const asked = Date.now()
+      const output = await next(args)
+      const { headers } = (output.response ?? {}) as { headers?: Record<string, string> }
+      // Whole seconds, cut off; it was written some time between question and answer.
+      const said = Date.parse(headers?.date ?? '') + 500
+      if (!Number.isNaN(said)) aheadMs = said - (asked + Date.now()) / 2
+      return output
+    },
+    { step: 'deserialize', priority: 'low', name: 'qworkerClock' },
+  )
+  return () => aheadMs
 }
 
 function targetOf(bucket: Bucket, uuid: string, name: string): { Bucket: string; Key: string } {

@@ -63,6 +63,21 @@ export interface LocalStore extends Store {
   find(uuid: string, name: string): Promise<StoredFile | undefined>
 }
 
+/** What a trial of a bucket came to. */
+export interface Probe {
+  /** what a worker needs and cannot do, one line each with its remedy */
+  readonly problems: readonly string[]
+  /** key of a probe that could not be removed again, and why; no worker ever needs to remove anything */
+  readonly left: { readonly key: string; readonly why: string } | undefined
+  /** how far the server's clock is ahead of ours, to about a second; undefined: it did not tell */
+  readonly clockAheadMs: number | undefined
+}
+
+export interface S3Store extends Store {
+  /** Writes, reads and removes an object of its own, within 10 s. */
+  probe(): Promise<Probe>
+}
+
 export interface S3Options {
   readonly bucket: string
   /** put before `<uuid>/...`; no leading slash, ends with one unless empty */
@@ -80,7 +95,7 @@ export async function openLocalStore(baseDir: string, publisher?: Publisher): Pr
 }
 
 /** Opens the store in a bucket; the SDK is loaded only here. */
-export async function openS3Store(options: S3Options): Promise<Store> {
+export async function openS3Store(options: S3Options): Promise<S3Store> {
   const { openS3 } = await import('./s3.ts')
   return openS3(options)
 }

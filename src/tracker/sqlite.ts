@@ -12,7 +12,7 @@
  * Never open the file by other means in this process: closing it would drop SQLite's locks (POSIX, per process).
  */
 
-import { statSync } from 'node:fs'
+import { type Stats, statSync } from 'node:fs'
 import { mkdir, open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -26,6 +26,7 @@ import {
   type TrackedAttempt,
   type TrackedJob,
   type Tracker,
+  type TrackerDescription,
   TrackerError,
 } from './tracker.ts'
 
@@ -147,6 +148,45 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
     outbox: makeOutbox(file, now),
     close: () => file.close(),
   }
+}
+
+/** How long a look waits for another process. */
+const LOOK_PATIENCE_MS = 5_000
+
+/** @param path absolute @throws TrackerError */
+export async function describeSqlite(path: string): Promise<TrackerDescription | undefined> {
+  const there = await stat(path).catch((error: unknown) => {
+    if (codeOf(error) === 'ENOENT') return undefined
+    throw problemOf(error, path, 0)
+  })
+  if (there === undefined) return undefined
+  if (!there.isFile()) throw notAFile(path, there)
+  const file = new TrackerFile(path, LOOK_PATIENCE_MS)
+  try {
+    const version = await file.read(() => checkOwner(file))
+    await file.read(() => checkPages(file))
+    // The right to write, given back: a COMMIT would begin an empty file.
+    await file.retry(performance.now() + LOOK_PATIENCE_MS, () => {
+      file.exec('BEGIN IMMEDIATE')
+      file.exec('ROLLBACK')
+    })
+    const isToBeMigrated = version < MIGRATIONS.length
+    if (isToBeMigrated) return { isToBeMigrated, openAttempts: 0, copies: 0 }
+    return await file.read(() => ({
+      isToBeMigrated,
+      openAttempts: file.all('SELECT 1 FROM attempt WHERE ended IS NULL').length,
+      copies: file.all('SELECT 1 FROM outbox').length,
+    }))
+  } catch (error) {
+    throw file.problem(error)
+  } finally {
+    file.release()
+  }
+}
+
+function notAFile(path: string, stats: Stats): TrackerError {
+  const kind = stats.isDirectory() ? 'a directory' : 'no regular file'
+  return new TrackerError('denied', `the tracker ${path} is ${kind}, expected a file: move it away, and start again`)
 }
 
 function readJob(file: TrackerFile, uuid: string): TrackedJob | undefined {
@@ -377,10 +417,7 @@ async function preparePlace(path: string): Promise<void> {
     // Never more than one folder: the disk that should be here may not be mounted.
     await mkdir(folder, { mode: 0o700 }).catch(ignore('EEXIST'))
     const there = await stat(path).catch(ignore('ENOENT'))
-    if (there?.isFile() === false) {
-      const kind = there.isDirectory() ? 'a directory' : 'no regular file'
-      throw new TrackerError('denied', `the tracker ${path} is ${kind}, expected a file: move it away, and start again`)
-    }
+    if (there?.isFile() === false) throw notAFile(path, there)
     if (there !== undefined) return
     const file = await open(path, 'wx', 0o600).catch(ignore('EEXIST'))
     await file?.close()

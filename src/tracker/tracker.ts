@@ -150,20 +150,48 @@ export function sqliteUrl(path: string): string {
   return pathToFileURL(path).href.replace(/^file:/, 'sqlite:')
 }
 
+/** A tracker as it is found. */
+export interface TrackerDescription {
+  /** what the next worker that starts does to it */
+  readonly isToBeMigrated: boolean
+  readonly openAttempts: number
+  /** jobs in the outbox */
+  readonly copies: number
+}
+
 /**
  * Opens a tracker and tries that it can be written; makes the file, and its folder if that one's parent exists.
  * @param url `sqlite:///absolute/path/tracker.db`, as `sqliteUrl` makes it
  * @throws TrackerError
  */
 export async function openTracker(url: string): Promise<Tracker> {
+  const path = pathOf(url)
+  const { openSqlite } = await loadDriver()
+  return openSqlite(path)
+}
+
+/**
+ * Looks whether a tracker could be opened, and changes nothing. Undefined when there is none yet.
+ * @param url as of `openTracker`
+ * @throws TrackerError as `openTracker`
+ */
+export async function describeTracker(url: string): Promise<TrackerDescription | undefined> {
+  const path = pathOf(url)
+  const { describeSqlite } = await loadDriver()
+  return describeSqlite(path)
+}
+
+function pathOf(url: string): string {
   if (!/^sqlite:\/\/\/./.test(url)) {
     throw new TrackerError('failed', `no tracker driver for ${url} - use sqlite:///absolute/path/tracker.db`)
   }
-  const path = fileURLToPath(url.replace(/^sqlite:/, 'file:'))
-  const { openSqlite } = await import('./sqlite.ts').catch((cause: unknown) => {
+  return fileURLToPath(url.replace(/^sqlite:/, 'file:'))
+}
+
+function loadDriver(): Promise<typeof import('./sqlite.ts')> {
+  return import('./sqlite.ts').catch((cause: unknown) => {
     const here = `${process.platform} ${process.arch}`
     const remedy = 'install again on this machine, with optional dependencies (npm ci --include=optional)'
     throw new TrackerError('failed', `the tracker's database library does not load on ${here}: ${remedy}`, cause)
   })
-  return openSqlite(path)
 }

@@ -89,6 +89,8 @@ class TouchingHold implements Hold {
   }
 
   async settle(tell: (reservation: Reservation) => Promise<void>): Promise<boolean> {
+    // A touch behind a settlement finds nothing, and would tell of a loss.
+    clearInterval(this.#timer)
     for (let tries = 1; ; tries++) {
       await this.#touching
       if (this.#isLost) return false

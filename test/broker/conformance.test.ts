@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
-import { startBroker as startBeanstalkd } from '../support/broker.ts'
+import { startBeanstalkd } from '../support/broker.ts'
 import { CASES, type Step } from './conformance.ts'
 import { Wire, withoutClock } from './wire.ts'
 

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
-import { startBroker as startBeanstalkd, type TestBroker } from '../support/broker.ts'
+import { startBeanstalkd, type TestBroker } from '../support/broker.ts'
 import { Wire, withoutClock } from './wire.ts'
 
 /** 20000 for the long run; one sequence takes about 5 ms. */

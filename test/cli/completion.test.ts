@@ -56,6 +56,8 @@ test.each<[string[], string[]]>([
   [['qworker', 'help', 'comp'], ['completion']],
   [['qworker', '--emb'], ['--embedded']],
   [['qworker', '-j', ''], []],
+  [['qworker', 'init', 'm'], ['mine']],
+  [['qworker', 'check', '--unit', 'ser'], ['series.json']],
   [
     ['qworker', '--color', ''],
     ['auto', 'always', 'never'],

@@ -43,7 +43,7 @@ function wordsOf(line: string): string[][] {
     writeFileSync(join(dir, 'bin', name), script)
     chmodSync(join(dir, 'bin', name), 0o755)
   }
-  const shell = spawnSync('bash', ['-c', `source() { cat; }\n${line}`], {
+  const shell = spawnSync('bash', ['-c', `source() { cat; }\nsudo() { shift 2; "$@"; }\n${line}`], {
     cwd: dir,
     env: { PATH: `${join(dir, 'bin')}:/usr/bin:/bin`, HOME: dir },
     encoding: 'utf8',

@@ -260,7 +260,7 @@ describe('a batch', () => {
   it('whose broker is killed in the middle names what was accepted and what is not known, and the broker agrees', async () => {
     const dir = await mkdtemp(join(tmpdir(), 'binlog-'))
     onTestFinished(() => rm(dir, { recursive: true }))
-    const doomed = await startBroker({ args: ['-b', dir] })
+    const doomed = await startBroker({ dir })
     onTestFinished(() => doomed.stop())
     const [queue, put] = [await openHere(doomed.url), newPut()]
     async function* lines() {
@@ -283,7 +283,7 @@ describe('a batch', () => {
     expect(account.nextLine).toBe((unanswered?.toLine ?? 0) + 1)
     expect((unanswered?.toLine ?? 0) - account.accepted).toBeLessThanOrEqual(256)
 
-    const revived = await startBroker({ args: ['-b', dir] })
+    const revived = await startBroker({ dir })
     onTestFinished(() => revived.stop())
     const truth = (await takeAll(put.tube, revived.url)).map(
       ({ payloadJson }) => JSON.parse(payloadJson).line as number,

@@ -1,10 +1,14 @@
 import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer as createHttpServer } from 'node:http'
 import { createServer, type Server, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { openBeanstalk } from '../../src/queue/beanstalk.ts'
-import { openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
-import { freePort, startBroker, type TestBroker } from '../support/broker.ts'
+import { describeBroker, openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
+import { freePort, isOnBeanstalkd, startBroker, type TestBroker } from '../support/broker.ts'
+import { until } from '../support/installation.ts'
 
 let broker: TestBroker
 let tubes = 0
@@ -74,9 +78,9 @@ describe('a queue on beanstalkd', () => {
     const queue = await openQueue(broker.url)
     onTestFinished(() => queue.close())
     expect(queue.maxBodyBytes).toBe(65_535)
-    const small = await startBroker({ args: ['-z', '1000'] })
+    const small = await startBroker({ maxJobBytes: 1024 })
     onTestFinished(() => small.stop())
-    expect((await openHere(small.url)).maxBodyBytes).toBe(1000)
+    expect((await openHere(small.url)).maxBodyBytes).toBe(1024)
   })
 
   it('hands a job on with its bytes, tube, priority, TTR, age and reserves', async () => {
@@ -383,5 +387,41 @@ describe('a peer that is no beanstalkd', () => {
     const queue = await openHere(url)
     expect(await queue.put(Buffer.from('x'), inTube('default'))).toBe('42')
     expect(await queue.ticketState('42')).toBe('ready')
+  })
+})
+
+describe('what a broker says of itself', () => {
+  it('tells its jobs, its limits, and whether they outlive it; the connection is closed again', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'qworker-durable-'))
+    const durable = await startBroker({ dir, maxJobBytes: 2048 })
+    onTestFinished(async () => {
+      await durable.stop()
+      rmSync(dir, { recursive: true })
+    })
+    const queue = await openHere(durable.url)
+    await queue.put(Buffer.from('x'), inTube('default'))
+    await queue.put(Buffer.from('y'), { ...inTube('default'), delaySeconds: 60 })
+    const connections = await durable.stat('current-connections')
+    expect(await describeBroker(durable.url)).toEqual({
+      version: expect.stringMatching(/^1\.\d+/),
+      isDurable: true,
+      isDraining: false,
+      maxBodyBytes: 2048,
+      jobs: { ready: 1, reserved: 0, delayed: 1, buried: 0 },
+    })
+    await until('its connection is gone', async () => (await durable.stat('current-connections')) === connections)
+    await durable.kill('SIGUSR1')
+    await until('it drains', async () => (await describeBroker(durable.url)).isDraining)
+    const other = await startBroker()
+    onTestFinished(() => other.stop())
+    // beanstalkd without -b; the embedded broker has a journal always.
+    expect((await describeBroker(other.url)).isDurable).toBe(!isOnBeanstalkd)
+  })
+
+  it('refuses what is no broker, and what is not there', async () => {
+    const url = await startPeer((socket) => socket.write('SSH-2.0-OpenSSH_9\r\n'))
+    expect(await codeOf(describeBroker(url))).toBe('unreachable')
+    expect(await codeOf(describeBroker(`beanstalk://127.0.0.1:${await freePort()}`))).toBe('unreachable')
+    expect(await codeOf(describeBroker('redis://127.0.0.1'))).toBe('unreachable')
   })
 })

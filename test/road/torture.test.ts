@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
 import type { TortureReport } from '../../src/sailor/torture/torture.ts'
+import { isOnBeanstalkd } from '../support/broker.ts'
 import { leaveOut, PROJECT, until } from '../support/installation.ts'
 
 /** In a folder for temporary files of its own: what is left there was left by this torture. */
@@ -40,7 +41,8 @@ test('half a minute of torture: what the broker accepted is complete or buried w
   if (process.platform !== 'linux') leaveOut(context, 'the torture looks at processes through /proc')
   const seed = Math.floor(Math.random() * 2 ** 31)
   console.log(`seed ${seed}`)
-  const { program, folder } = startTorture('--minutes', '0.5', '--seed', String(seed), '--json')
+  const broker = isOnBeanstalkd ? 'beanstalkd' : 'embedded'
+  const { program, folder } = startTorture('--broker', broker, '--minutes', '0.5', '--seed', String(seed), '--json')
   let said = ''
   program.stdout.on('data', (chunk) => {
     said += chunk
@@ -54,7 +56,7 @@ test('half a minute of torture: what the broker accepted is complete or buried w
   expect(Object.keys(report.faults).length).toBeGreaterThan(10)
   expect(code).toBe(verdict.clean ? 0 : 1)
   expect(findTraces(folder)).toEqual([])
-  expect(verdict.clean, JSON.stringify({ bad: verdict.bad, logs: report.logs }, null, 1)).toBe(true)
+  expect(verdict.clean, JSON.stringify({ logs: report.logs, seed, bad: verdict.bad }, null, 1)).toBe(true)
 }, 420_000)
 
 test.each(['SIGINT', 'SIGKILL'] as const)(

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import S3rver from 's3rver'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { openS3Store, type S3Options, type Store, StoreError } from '../../src/store/store.ts'
+import { openS3Store, type S3Options, type S3Store, type Store, StoreError } from '../../src/store/store.ts'
 
 const MIB = 1024 * 1024
 const SECRET = 'S3RVER'
@@ -76,7 +76,7 @@ function optionsFor(port: number, more: Partial<S3Options> = {}): S3Options {
   return { bucket: 'results', prefix: '', endpoint, region: 'us-east-1', forcePathStyle: true, ...more }
 }
 
-async function openStore(more: Partial<S3Options> = {}): Promise<Store> {
+async function openStore(more: Partial<S3Options> = {}): Promise<S3Store> {
   const store = await openS3Store({ ...options, ...more })
   open.push(store)
   return store
@@ -325,6 +325,65 @@ describe('the check', () => {
     } finally {
       process.env = before
     }
+  })
+})
+
+/** A bucket of one object, which may keep what it has, change it, or live in another hour. */
+async function startOdd(odd: { keeps?: boolean; changes?: boolean; aheadMs?: number }) {
+  const objects = new Map<string, Buffer>()
+  const port = await startServer((request, response) => {
+    const key = request.url?.split('?')[0] ?? ''
+    const chunks: Buffer[] = []
+    response.setHeader('Date', new Date(Date.now() + (odd.aheadMs ?? 0)).toUTCString())
+    request
+      .on('data', (chunk) => chunks.push(chunk))
+      .on('end', () => {
+        if (request.method === 'PUT') objects.set(key, Buffer.concat(chunks))
+        if (request.method === 'DELETE' && odd.keeps) response.statusCode = 403
+        else if (request.method === 'DELETE') objects.delete(key)
+        response.end(request.method === 'GET' ? (odd.changes ? 'other' : objects.get(key)) : undefined)
+      })
+  })
+  return { objects, store: await openStore({ endpoint: `http://127.0.0.1:${port}`, prefix: 'prod/' }) }
+}
+
+describe('the probe', () => {
+  test('writes, reads and removes an object below the prefix, and reads the clock', async () => {
+    const { store, objects } = await startOdd({})
+    const probe = await store.probe()
+    expect(probe).toMatchObject({ problems: [], left: undefined })
+    expect(Math.abs(probe.clockAheadMs ?? Number.NaN)).toBeLessThan(60_000)
+    expect([...objects]).toEqual([])
+    const real = await openStore({ prefix: 'probe/' })
+    expect(await real.probe()).toMatchObject({ problems: [], left: undefined })
+    const listing = await (await fetch(`${options.endpoint}/results?list-type=2&prefix=probe/`)).text()
+    expect(listing).toContain('<KeyCount>0</KeyCount>')
+  })
+
+  test('that may not remove says what is left, which is no problem for a worker', async () => {
+    const { store, objects } = await startOdd({ keeps: true })
+    const { problems, left } = await store.probe()
+    expect(problems).toEqual([])
+    expect(left?.key).toMatch(/^prod\/\.qworker-check-[0-9a-f]{16}$/)
+    expect(left?.why).toMatch(/could not remove prod\/.*access denied \(HTTP 403/)
+    expect([...objects.keys()]).toEqual([`/results/${left?.key}`])
+  })
+
+  test('that reads something else than it wrote says so', async () => {
+    const { store } = await startOdd({ changes: true })
+    expect((await store.probe()).problems).toEqual([expect.stringMatching(/comes back changed/)])
+  })
+
+  test('measures a clock that is far off', async () => {
+    const { store } = await startOdd({ aheadMs: -7_200_000 })
+    const { clockAheadMs = 0 } = await store.probe()
+    expect(Math.round(clockAheadMs / 60_000)).toBe(-120)
+  })
+
+  test('finds what the check finds', async () => {
+    const store = await openStore({ bucket: 'no-such-bucket' })
+    const { problems, left } = await store.probe()
+    expect([problems, left]).toEqual([[expect.stringMatching(/there is no such bucket/)], undefined])
   })
 })
 

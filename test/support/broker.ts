@@ -1,8 +1,14 @@
-/** A real beanstalkd for tests: own process, own port, gone after the test. */
+/**
+ * A real broker for tests: own process, own port, gone after the test. Which one says the project of the test run
+ * (vitest.config.ts): beanstalkd, or the embedded broker in a process of its own.
+ */
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer, connect as openSocket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 
 export interface TestBroker {
   readonly host: string
@@ -19,6 +25,18 @@ export interface TestBroker {
   stat(name: string): Promise<number>
 }
 
+export interface TestBrokerOptions {
+  /** a fixed one, for a broker that comes back where one was killed */
+  readonly port?: number
+  /** where its jobs outlive it */
+  readonly dir?: string
+  /** the largest job that it takes */
+  readonly maxJobBytes?: number
+}
+
+/** On beanstalkd a second time, where it is installed. */
+export const isOnBeanstalkd = process.env.TEST_BROKER === 'beanstalkd'
+
 const HOST = '127.0.0.1'
 const ATTEMPTS = 10
 const START_MS = 10_000
@@ -33,16 +51,49 @@ export async function freePort(): Promise<number> {
   return typeof address === 'object' && address !== null ? address.port : 0
 }
 
-/** @param options.port a fixed port, for a broker that comes back where one was killed */
-export async function startBroker(options: { args?: string[]; port?: number } = {}): Promise<TestBroker> {
+export function startBroker(options: TestBrokerOptions = {}): Promise<TestBroker> {
+  return isOnBeanstalkd ? startBeanstalkd(options) : startEmbedded(options)
+}
+
+export function startBeanstalkd({ port, dir, maxJobBytes }: TestBrokerOptions = {}): Promise<TestBroker> {
+  const args = [
+    ...(dir === undefined ? [] : ['-b', dir]),
+    ...(maxJobBytes === undefined ? [] : ['-z', `${maxJobBytes}`]),
+  ]
+  return startProcess('beanstalkd', port, (free) =>
+    spawn('beanstalkd', ['-l', HOST, '-p', String(free), ...args], { stdio: 'ignore' }),
+  )
+}
+
+async function startEmbedded({ port, dir, maxJobBytes }: TestBrokerOptions): Promise<TestBroker> {
+  const folder = dir ?? mkdtempSync(join(tmpdir(), 'qworker-broker-'))
+  const env = {
+    PATH: process.env.PATH,
+    RESULT_BASEDIR: folder,
+    ...(maxJobBytes === undefined ? {} : { BROKER_MAX_JOB: String(maxJobBytes) }),
+  }
+  const program = join(import.meta.dirname, '..', '..', 'bin', 'qworker')
+  return startProcess('qworker broker', port, (free) => {
+    const args = [program, 'broker', '-p', String(free)]
+    const child = spawn(process.execPath, args, { env, stdio: ['ignore', 'ignore', 'inherit'] })
+    if (dir === undefined) child.once('exit', () => rmSync(folder, { recursive: true, force: true }))
+    return child
+  })
+}
+
+async function startProcess(
+  name: string,
+  wanted: number | undefined,
+  start: (port: number) => ChildProcess,
+): Promise<TestBroker> {
   for (let attempt = 1; ; attempt++) {
-    const port = options.port ?? (await freePort())
-    const child = spawn('beanstalkd', ['-l', HOST, '-p', String(port), ...(options.args ?? [])], { stdio: 'ignore' })
+    const port = wanted ?? (await freePort())
+    const child = start(port)
     const exited = once(child, 'exit')
     if (await answers(child, port)) return makeBroker(child, exited, port)
     child.kill('SIGKILL')
     // Somebody took the port between the choice and the start: choose again.
-    if (attempt >= ATTEMPTS) throw new Error(`beanstalkd ${(options.args ?? []).join(' ')} does not start`)
+    if (attempt >= ATTEMPTS) throw new Error(`${name} does not start`)
   }
 }
 
@@ -65,7 +116,7 @@ function makeBroker(child: ChildProcess, exited: Promise<unknown>, port: number)
     async stat(name) {
       const text = await askBroker('stats\r\n', /\n\r\n$/)
       const value = new RegExp(`^${name}: (\\d+)$`, 'm').exec(text)?.[1]
-      if (value === undefined) throw new Error(`beanstalkd's stats have no ${name}: ${text}`)
+      if (value === undefined) throw new Error(`the broker's stats have no ${name}: ${text}`)
       return Number(value)
     },
   }

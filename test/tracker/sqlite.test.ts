@@ -17,7 +17,13 @@ import { dirname, join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { openSqlite, type SqliteOptions } from '../../src/tracker/sqlite.ts'
-import { openTracker, sqliteUrl, type Tracker, TrackerError } from '../../src/tracker/tracker.ts'
+import {
+  openTracker,
+  sqliteUrl,
+  type Tracker,
+  TrackerError,
+  describeTracker as tellOf,
+} from '../../src/tracker/tracker.ts'
 import { leaveOut, PROJECT } from '../support/installation.ts'
 import { attempt, describeTracker, ending, failureOf, firstLine, OTHER, open, startProgram, UUID } from './contract.ts'
 
@@ -186,6 +192,44 @@ describe('files that cannot be used', () => {
     const path = join(makeTop(), 'tracker.db')
     writeFileSync(path, '')
     expect(await (await open(sqliteUrl(path))).begin(attempt(), 0)).toBe(1)
+  })
+})
+
+describe('a look at a tracker', () => {
+  test('counts, and changes nothing: neither a file that is there, nor one that is not', async () => {
+    const path = place()
+    expect(await tellOf(sqliteUrl(path))).toBeUndefined()
+    expect(existsSync(dirname(path))).toBe(false)
+    const used = await makeUsed()
+    const before = readFileSync(used)
+    expect(await tellOf(sqliteUrl(used))).toEqual({ isToBeMigrated: false, openAttempts: 0, copies: 0 })
+    expect(readFileSync(used)).toEqual(before)
+    const tracker = await open(sqliteUrl(path))
+    await tracker.begin(attempt(), 0)
+    await tracker.outbox.put(OTHER)
+    expect(await tellOf(sqliteUrl(path))).toEqual({ isToBeMigrated: false, openAttempts: 1, copies: 1 })
+    expect(await tracker.end(UUID, 1, ending())).toBe(true)
+  })
+
+  test('brings no older format up to date, and refuses what a worker would', async () => {
+    const older = join(makeTop(), 'tracker.db')
+    writeFileSync(older, '')
+    expect(await tellOf(sqliteUrl(older))).toMatchObject({ isToBeMigrated: true })
+    expect(statSync(older).size).toBe(0)
+    const newer = await makeUsed()
+    sql(newer, 'PRAGMA user_version = 99')
+    expect((await failureOf(tellOf(sqliteUrl(newer)))).code).toBe('newer')
+    const folder = makeTop()
+    expect((await failureOf(tellOf(sqliteUrl(folder)))).code).toBe('denied')
+    expect((await failureOf(tellOf('postgres://nowhere'))).code).toBe('failed')
+  })
+
+  test('goes on while another process writes, for it waits', async () => {
+    const path = await makeUsed()
+    const writer = await holdTransaction(path)
+    const found = tellOf(sqliteUrl(path))
+    writer.kill('SIGUSR2')
+    expect(await found).toMatchObject({ openAttempts: 0 })
   })
 })
 

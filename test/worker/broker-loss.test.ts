@@ -1,4 +1,4 @@
-import { appendFileSync, readFileSync } from 'node:fs'
+import { appendFileSync, mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { startBroker } from '../support/broker.ts'
@@ -93,11 +93,9 @@ test('a broken line is noticed when it breaks, not at the next touch', async () 
 test('a broker that is killed and comes back on its binlog spoils no run and loses no job', async () => {
   const home = await install({ CONCURRENCY: '1' })
   home.addAlgorithm('waits', WAITS)
-  const binlog = join(home.base, 'binlog')
-  const { mkdirSync } = await import('node:fs')
-  mkdirSync(binlog)
-  const args = ['-b', binlog]
-  const broker = await startBroker({ args })
+  const dir = join(home.base, 'binlog')
+  mkdirSync(dir)
+  const broker = await startBroker({ dir })
   const worker = await home.startWorker({ BEANSTALK_PORT: String(broker.port) })
   const uuids = [newUuid(), newUuid(), newUuid()]
   for (const uuid of uuids) {
@@ -107,7 +105,7 @@ test('a broker that is killed and comes back on its binlog spoils no run and los
   await worker.waitFor('the run', ({ event }) => event === 'run_started')
   await broker.kill('SIGKILL')
   await worker.waitFor('the loss of the broker', ({ event }) => event === 'reservation_broken')
-  const again = await startBroker({ args, port: broker.port })
+  const again = await startBroker({ dir, port: broker.port })
   try {
     await worker.waitFor('the ticket', ({ event }) => event === 'reservation_regained')
     letGo(home)

@@ -1,7 +1,8 @@
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, readdirSync, statfsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { expect, test } from 'vitest'
-import { findRuns, install, until } from '../support/installation.ts'
+import { expect, onTestFinished, test } from 'vitest'
+import { findRuns, install, leaveOut, until } from '../support/installation.ts'
 
 test('a worker killed with -9 leaves no run; its job runs again, and the next start removes its folder', async () => {
   const home = await install({ CONCURRENCY: '2', GRACE_TIME: '600' })
@@ -43,3 +44,36 @@ test('what a run wrote into its worker’s folder does not keep the next worker 
   expect(await next.stop()).toBe(0)
   expect(readdirSync(join(home.results, '.work'))).toEqual([])
 })
+
+test.for(['the next worker', 'another that lives'])(
+  'a run that has filled the disk when its worker is killed does not keep it full: %s makes room and goes on',
+  { timeout: 120_000 },
+  async (who, context) => {
+    const home = await install({ CONCURRENCY: '1', GRACE_TIME: '600', MAX_OUTPUT: '64MiB' })
+    try {
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', home.results], { stdio: 'pipe' })
+    } catch {
+      leaveOut(context, 'nothing can be mounted here, root with CAP_SYS_ADMIN is needed')
+    }
+    const fill = 'cat /dev/zero > big; cat /dev/zero; echo dying >&2; exec sleep 300'
+    home.addAlgorithm('fills', `test "$QWORKER_ATTEMPT" = 1 || { echo 2; exit; }; ${fill}`)
+    onTestFinished(() => {
+      // Whoever still has a file open there does not keep it in the tree.
+      execFileSync('umount', ['-l', home.results])
+    })
+    const worker = await home.startWorker()
+    const living = who === 'the next worker' ? undefined : await home.startWorker()
+    living?.child.kill('SIGTSTP')
+    await living?.waitFor('its rest', ({ event }) => event === 'worker_quiet')
+    const uuid = await home.putJob('fills')
+    await until('the disk is full', () => statfsSync(home.results).bfree === 0)
+    worker.child.kill('SIGKILL')
+    await worker.exited
+    await until('the end of the run', () => findRuns(home.results).length === 0)
+    expect(statfsSync(home.results).bfree).toBe(0)
+    living?.child.kill('SIGCONT')
+    if (living === undefined) await home.startWorker()
+    await until('its completion', () => home.result(uuid) !== undefined)
+    expect(home.status(uuid)?.attempts.map(({ outcome }) => outcome)).toEqual(['abandoned', 'success'])
+  },
+)
