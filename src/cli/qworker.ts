@@ -37,7 +37,9 @@ function checkFlags(flags: WorkerFlags): void {
   }
 }
 
-main().catch((error: unknown) => {
+await main().catch((error: NodeJS.ErrnoException) => {
+  // A part that cannot be loaded: the program before us tells what is wrong.
+  if (error.code === 'EMFILE' || error.code === 'ERR_MODULE_NOT_FOUND') throw error
   // Found when nothing is begun yet: the message has the remedy.
   if (error instanceof TrackerError || error instanceof StoreError) endWithError(NAME, EXIT.cantCreate, error.message)
   complain(NAME, error instanceof Error ? (error.stack ?? error.message) : String(error))
