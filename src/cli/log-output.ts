@@ -9,17 +9,19 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { writeOut } from './exit.ts'
 
 export interface LogOutput {
+  readonly isFile: boolean
   write(text: string): void
   /** Resolves when all is written, or dropped, or after some seconds. */
   flush(): Promise<void>
 }
 
 const STDOUT = 1
+const NEWLINE = 10
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
 const FLUSH_MS = 3_000
 
 export function openLogOutput(): LogOutput {
-  return isFile() ? new FileOutput() : { write: writeBounded, flush: async () => {} }
+  return isFile() ? new FileOutput() : { isFile: false, write: writeBounded, flush: async () => {} }
 }
 
 function isFile(): boolean {
@@ -35,9 +37,12 @@ function writeBounded(text: string): void {
 }
 
 class FileOutput implements LogOutput {
+  readonly isFile = true
   #waiting: string[] = []
   #waitingLength = 0
   #writing: Promise<void> | undefined
+  /** the last line in the file has no end */
+  #isTorn = false
 
   write(text: string): void {
     if (this.#waitingLength > MAX_UNREAD_BYTES) return
@@ -56,21 +61,24 @@ class FileOutput implements LogOutput {
 
   async #writeAll(): Promise<void> {
     while (this.#waiting.length > 0) {
-      const bytes = Buffer.from(this.#waiting.join(''))
+      const bytes = Buffer.from(`${this.#isTorn ? '\n' : ''}${this.#waiting.join('')}`)
       this.#waiting = []
       this.#waitingLength = 0
-      await writeWhole(bytes)
+      const written = await writeWhole(bytes)
+      if (written > 0) this.#isTorn = bytes[written - 1] !== NEWLINE
     }
   }
 }
 
-/** What the disk does not take is lost. */
-async function writeWhole(bytes: Buffer): Promise<void> {
-  for (let done = 0; done < bytes.length; ) {
+/** @returns how many bytes the disk took; the rest is lost */
+async function writeWhole(bytes: Buffer): Promise<number> {
+  let done = 0
+  while (done < bytes.length) {
     const written = await new Promise<number>((resolve) => {
       write(STDOUT, bytes, done, bytes.length - done, null, (error, count) => resolve(error === null ? count : 0))
     })
-    if (written === 0) return
+    if (written === 0) break
     done += written
   }
+  return done
 }

@@ -318,7 +318,7 @@ function paintOut(tone: Tone, text: string): string {
 
 function logOptions(config: Config, flags: WorkerFlags, log: LogOutput): Parameters<typeof makeLog>[0] {
   const rest = { level: config.LOG_LEVEL, verbose: flags.verbose ?? false, paint: paintOut }
-  return { format: logFormat(config), write: (text) => log.write(text), ...rest }
+  return { format: logFormat(config), write: (text) => log.write(text), isFile: log.isFile, ...rest }
 }
 
 function endWithProblems(problems: readonly Problem[]): never {

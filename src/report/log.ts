@@ -17,6 +17,8 @@ export interface LogOptions {
   readonly verbose: boolean
   /** where text goes; JSON goes to descriptor 1 */
   readonly write: (text: string) => void
+  /** stdout is a file: format json is given to `write` too, which does not wait for its disk */
+  readonly isFile?: boolean
   /** gives text its colour; only with format text */
   readonly paint?: (tone: Tone, text: string) => string
 }
@@ -27,7 +29,7 @@ const MAX_UNWRITTEN_BYTES = 4 * 2 ** 20
 
 /** A listener that writes the log. */
 export function makeLog(options: LogOptions): Listener {
-  if (options.format === 'json') return makeJsonLog(options.level)
+  if (options.format === 'json') return makeJsonLog(options.level, options.isFile ? options.write : openStdout())
   const render = options.verbose ? verboseLines : (event: WorkerEvent) => [shortLine(event)]
   return (event) => {
     if (LEVEL_RANK[levelOf(event)] < LEVEL_RANK[options.verbose ? 'debug' : options.level]) return
@@ -36,12 +38,16 @@ export function makeLog(options: LogOptions): Listener {
   }
 }
 
-function makeJsonLog(level: Level): Listener {
+function openStdout(): (line: string) => void {
   // Synchronous: a line that tells why a process ended must be out before it ends.
   // A reader that does not read must not stop the worker: lines wait here, and beyond the limit they are dropped.
   const out = destination({ dest: 1, sync: true, maxLength: MAX_UNWRITTEN_BYTES, retryEAGAIN: () => false })
   // A reader that went away (EPIPE) must not end the worker.
   out.on('error', () => undefined)
+  return (line) => void out.write(line)
+}
+
+function makeJsonLog(level: Level, write: (line: string) => void): Listener {
   const log = pino(
     {
       level,
@@ -49,7 +55,7 @@ function makeJsonLog(level: Level): Listener {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    { write: (line: string) => out.write(escapeControls(line)) },
+    { write: (line: string) => write(escapeControls(line)) },
   )
   return (event) => {
     const { event: name, ...fields } = event

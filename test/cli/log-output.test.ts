@@ -1,9 +1,9 @@
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
-import { type Installation, install, type LogLine, leaveOut, PROJECT, until } from '../support/installation.ts'
+import { type Installation, install, type LogLine, leaveOut, newUuid, PROJECT, until } from '../support/installation.ts'
 
 /** A worker whose stdout is a file. */
 function startOnFile(home: Installation, file: string) {
@@ -75,6 +75,38 @@ test('a log on a disk that was full goes on when there is room', async (context)
   rmSync(filler)
   const seen = await home.putJob('ok')
   await until('it is told', () => linesOf(file).some(({ event, uuid }) => event === 'job_settled' && uuid === seen))
+  child.kill('SIGTERM')
+  expect(await exited).toEqual([0, null])
+})
+
+test('a log on a disk that hangs does not keep a run past its time', async (context) => {
+  const home = await install()
+  home.addAlgorithm('endless', 'exec sleep 300')
+  const disk = join(home.base, 'disk')
+  const image = join(home.base, 'image')
+  mkdirSync(disk)
+  writeFileSync(image, Buffer.alloc(4 * 2 ** 20))
+  try {
+    execFileSync('mkfs.ext4', ['-q', '-F', image], { stdio: 'pipe' })
+    execFileSync('mount', ['-o', 'loop', image, disk], { stdio: 'pipe' })
+  } catch {
+    leaveOut(context, 'no file can be mounted here as a disk: root with CAP_SYS_ADMIN and loop devices are needed')
+  }
+  const thaw = () => spawnSync('fsfreeze', ['-u', disk], { stdio: 'ignore' })
+  onTestFinished(() => {
+    thaw()
+    execFileSync('umount', ['-l', disk])
+  })
+  const file = join(disk, 'log')
+  const { child, exited } = startOnFile(home, file)
+  await until('it is ready', () => linesOf(file).some(({ event }) => event === 'worker_ready'))
+  const uuid = newUuid()
+  execFileSync('fsfreeze', ['-f', disk])
+  await home.putJob('endless', {}, { uuid, ttr: 1, header: { max_attempts: 1 } })
+  await until('the run is ended', () => home.status(uuid)?.state === 'failed')
+  expect(home.status(uuid)?.attempts).toMatchObject([{ outcome: 'timed_out' }])
+  thaw()
+  await until('it is told', () => linesOf(file).some(({ event }) => event === 'job_settled'))
   child.kill('SIGTERM')
   expect(await exited).toEqual([0, null])
 })
