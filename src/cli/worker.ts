@@ -64,10 +64,11 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
   const stores = await openStores(config, publisher)
   let { problems, tracker } = await lookAround(config, stores, catalogue)
-  // The disk may be full of what runs of a dead worker left: nobody else would take it away.
+  // The disk may be full of what runs of a dead worker left: nobody else would take it away. Where that cannot be read,
+  // as when another user was the worker, the problems tell it.
   if (
     problems.some(({ exitCode }) => exitCode === EXIT.cantCreate) &&
-    (await emptyDeadWorkshops(workBaseOf(config))) > 0
+    (await emptyDeadWorkshops(workBaseOf(config)).catch(() => 0)) > 0
   ) {
     await tracker?.close()
     ;({ problems, tracker } = await lookAround(config, stores, catalogue))

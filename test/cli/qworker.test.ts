@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -19,7 +19,7 @@ afterAll(async () => {
   rmSync(dir, { recursive: true })
 })
 
-function qworker(args: string[], env: Record<string, string> = {}) {
+function qworker(args: string[], env: Record<string, string> = {}, user: { uid?: number; gid?: number } = {}) {
   const { status, stdout, stderr } = spawnSync(join(PROJECT, 'bin', 'qworker'), args, {
     env: {
       PATH: process.env.PATH ?? '',
@@ -31,6 +31,7 @@ function qworker(args: string[], env: Record<string, string> = {}) {
     },
     encoding: 'utf8',
     timeout: 30_000,
+    ...user,
   })
   return { status, stdout, stderr }
 }
@@ -70,6 +71,22 @@ test('an unreachable broker alone ends with 69, a result folder that is not ther
   const { status, stderr } = qworker([], { RESULT_BASEDIR: join(dir, 'file') })
   expect(status).toBe(73)
   expect(stderr).toMatch(/not a directory/)
+})
+
+test('a result folder in which another user has been the worker is refused with 73 and the remedy', () => {
+  const results = mkdtempSync(join(tmpdir(), 'qworker-cli-'))
+  const nobody = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}
+  chmodSync(results, 0o777)
+  mkdirSync(join(results, '.work'))
+  // As root's is for others; root itself reads everything.
+  chmodSync(join(results, '.work'), process.getuid?.() === 0 ? 0o700 : 0o000)
+  const { status, stdout, stderr } = qworker([], { RESULT_BASEDIR: results }, nobody)
+  chmodSync(join(results, '.work'), 0o700)
+  rmSync(results, { recursive: true })
+  expect(stderr).toMatch(
+    /^qworker: no permission for \S*\.work \(EACCES\); let the worker's user read and write all below \S*\n$/,
+  )
+  expect([status, stdout]).toEqual([73, ''])
 })
 
 test.each<[string[], RegExp]>([
