@@ -3,7 +3,6 @@
  * environment. A key is added by a line in SETTINGS, a value in DEFAULTS and a line in `etc/` (a test compares them).
  */
 
-import { readFileSync } from 'node:fs'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
 import { formatBytes, parseBytes } from './job/bytes.ts'
@@ -11,6 +10,7 @@ import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
 import { didYouMean } from './report/suggestion.ts'
+import { readSmallFile } from './run/small-file.ts'
 import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
@@ -332,7 +332,7 @@ function isKey(name: string): name is ConfigKey {
 }
 
 async function readRcFile(file: string): Promise<Record<string, unknown>> {
-  const yaml = await readYaml(readSource(file))
+  const yaml = await readYaml(await readSource(file))
   if ('faults' in yaml) {
     throw new ConfigError(
       'bad_yaml',
@@ -347,17 +347,11 @@ async function readRcFile(file: string): Promise<Record<string, unknown>> {
   return value as Record<string, unknown>
 }
 
-function readSource(file: string): string {
+async function readSource(file: string): Promise<string> {
+  let source: Buffer | undefined
   try {
-    const source = readFileSync(file)
-    if (source.length > MAX_YAML_BYTES) {
-      throw new ConfigError('bad_yaml', [
-        `${file}: is no rc file: it has ${source.length} bytes, at most ${MAX_YAML_BYTES} are read`,
-      ])
-    }
-    return source.toString('utf8')
+    source = await readSmallFile(file, MAX_YAML_BYTES)
   } catch (cause) {
-    if (cause instanceof ConfigError) throw cause
     const code = (cause as NodeJS.ErrnoException).code
     if (code === 'ENOENT' || code === 'ENOTDIR') {
       throw new ConfigError(
@@ -372,6 +366,9 @@ function readSource(file: string): string {
       cause,
     )
   }
+  if (source === undefined)
+    throw new ConfigError('bad_yaml', [`${file}: is no rc file: it has more than ${MAX_YAML_BYTES} bytes`])
+  return source.toString('utf8')
 }
 
 /** Where a value comes from, the value, and the folder that a relative path in it is relative to. */

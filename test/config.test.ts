@@ -1,4 +1,5 @@
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
@@ -146,9 +147,32 @@ test('an rc file that is nested without end, or has no end, is refused', async (
     expect((await problemsOf(rc(open.repeat(15_000)))).problems[0]).toMatch(
       /bad YAML: it is nested more than 64 levels deep$/,
     )
-  expect((await problemsOf(rc('#'.repeat(65_537)))).message).toMatch(/is no rc file: it has 65537 bytes, at most 65536/)
+  expect((await problemsOf(rc('#'.repeat(65_537)))).message).toMatch(/is no rc file: it has more than 65536 bytes/)
   const { problems } = await problemsOf(rc('a: 1\n'.repeat(1000)))
   expect([problems.length, problems.at(-1)]).toEqual([11, expect.stringMatching(/and 989 more faults$/)])
+})
+
+test('an rc file may come through a pipe', async () => {
+  const pipe = join(dir, 'pipe')
+  execFileSync('mkfifo', [pipe])
+  const writer = spawn('/bin/sh', ['-c', 'printf "GRACE_TIME: 7\\n" > "$1"', 'sh', pipe], { stdio: 'ignore' })
+  const [config] = await Promise.all([loadConfig({ file: pipe, env: {} }), once(writer, 'exit')])
+  expect(config.GRACE_TIME).toBe(7)
+})
+
+test.each([
+  ['a pipe that nobody writes', 'silent', 66, /silent: cannot be read \(ETIMEDOUT\)/],
+  ['a device without end', '/dev/zero', 78, /\/dev\/zero: is no rc file: it has more than 65536 bytes/],
+])('%s is refused as an rc file and as a unit, and nothing hangs', (_, name, exitCode, message) => {
+  const file = resolve(dir, name)
+  if (name === 'silent') execFileSync('mkfifo', [file])
+  const bin = resolve(import.meta.dirname, '..', 'bin', 'qworker')
+  const options = { cwd: dir, encoding: 'utf8', timeout: 30_000, killSignal: 'SIGKILL' } as const
+  const read = spawnSync(process.execPath, [bin, 'check', '-c', file], options)
+  expect(read.stdout).toMatch(message)
+  expect(read.status).toBe(exitCode)
+  const unit = spawnSync(process.execPath, [bin, 'check', '--unit', file], options)
+  expect(unit.stdout).toMatch(/problem {2}unit {7}\S* cannot be read \((ETIMEDOUT|EFBIG)\); name the unit file/)
 })
 
 test('a configuration is frozen with its lists, and whole whatever keys are asked for', async () => {

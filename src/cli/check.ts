@@ -79,7 +79,7 @@ async function checkAll(flags: Flags): Promise<readonly Finding[]> {
     makeOk('config', flags.config ?? 'no rc file is named: defaults and environment'),
     ...[...results, ...tracker, ...broker, ...algorithms, ...s3.findings, ...http],
     ...[...tools, ...checkLimits(config), checkClock(new Date(), s3.clockAheadMs), ...groups.findings],
-    ...checkStop(config, flags.unit, flags.config),
+    ...(await checkStop(config, flags.unit, flags.config)),
   ]
 }
 

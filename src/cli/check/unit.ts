@@ -1,10 +1,11 @@
 /** The systemd unit of a worker, held against its configuration. */
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdir } from 'node:fs/promises'
 import { userInfo } from 'node:os'
 import { join, resolve } from 'node:path'
 import { type Config, type ConfigKey, WORKER_KEYS } from '../../config.ts'
 import { parseDuration } from '../../job/duration.ts'
+import { readSmallFile } from '../../run/small-file.ts'
 import { EXIT } from '../exit.ts'
 import { STOP_MARGIN_SECONDS } from '../settings.ts'
 import { type Finding, makeOk, makeProblem, makeWarning } from './finding.ts'
@@ -14,6 +15,8 @@ const UNIT = 'unit'
 const STOP = 'stop'
 /** systemd's own (DefaultTimeoutStopSec). */
 const DEFAULT_STOP_SECONDS = 90
+/** More than any has. */
+const MAX_UNIT_BYTES = 2 ** 20
 
 /** Key of [Service] -> its values, in their order; an empty one drops those before it. */
 type Service = ReadonlyMap<string, readonly string[]>
@@ -23,8 +26,12 @@ type Service = ReadonlyMap<string, readonly string[]>
  * @param unit undefined: the usual place, where there may be none
  * @param rcFile that was checked
  */
-export function checkStop(config: Config, unit: string | undefined, rcFile: string | undefined): Finding[] {
-  const read = readUnit(unit ?? DEFAULT_UNIT)
+export async function checkStop(
+  config: Config,
+  unit: string | undefined,
+  rcFile: string | undefined,
+): Promise<Finding[]> {
+  const read = await readUnit(unit ?? DEFAULT_UNIT)
   if ('problem' in read) {
     if (unit !== undefined)
       return [makeProblem(UNIT, EXIT.noInput, read.problem), checkDrain(config, config.DRAIN_TIME)]
@@ -97,29 +104,25 @@ function compareUser(service: Service): Finding[] {
 }
 
 /** With what `systemctl edit` wrote beside it. */
-function readUnit(file: string): { service: Service } | { problem: string } {
+async function readUnit(file: string): Promise<{ service: Service } | { problem: string }> {
   let text: string
   try {
-    text = readFileSync(file, 'utf8')
+    text = await readText(file)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     return { problem: `${file} cannot be read (${code}); name the unit file of the worker with --unit` }
   }
   const folder = `${file}.d`
-  let names: string[] = []
-  try {
-    names = readdirSync(folder).filter((name) => name.endsWith('.conf'))
-  } catch {
-    // None, as a rule.
-  }
-  const additions = names.sort().map((name) => {
-    try {
-      return readFileSync(join(folder, name), 'utf8')
-    } catch {
-      return ''
-    }
-  })
+  // There is none, as a rule.
+  const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith('.conf')).sort()
+  const additions = await Promise.all(names.map((name) => readText(join(folder, name)).catch(() => '')))
   return { service: parseService([text, ...additions]) }
+}
+
+async function readText(file: string): Promise<string> {
+  const bytes = await readSmallFile(file, MAX_UNIT_BYTES)
+  if (bytes === undefined) throw Object.assign(new Error('too large'), { code: 'EFBIG' })
+  return bytes.toString('utf8')
 }
 
 function parseService(texts: readonly string[]): Service {

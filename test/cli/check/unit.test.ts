@@ -21,8 +21,8 @@ function writeUnit(service: string, additions: Record<string, string> = {}): str
   return file
 }
 
-function told(config: typeof CONFIG, unit: string): string[] {
-  return checkStop(config, unit, RC).map(({ level, check, message }) => `${level} ${check}: ${message}`)
+async function told(config: typeof CONFIG, unit: string): Promise<string[]> {
+  return (await checkStop(config, unit, RC)).map(({ level, check, message }) => `${level} ${check}: ${message}`)
 }
 
 test.each<[string, number | undefined]>([
@@ -41,63 +41,65 @@ test.each<[string, number | undefined]>([
   expect(parseTimeSpan(text)).toBe(seconds)
 })
 
-test('a unit that leaves the worker more than DRAIN_TIME and its margin is in order', () => {
-  expect(told(CONFIG, writeUnit('TimeoutStopSec=1min 36s'))).toEqual([
+test('a unit that leaves the worker more than DRAIN_TIME and its margin is in order', async () => {
+  expect(await told(CONFIG, writeUnit('TimeoutStopSec=1min 36s'))).toEqual([
     expect.stringMatching(/^ok unit: TimeoutStopSec is 96 s.*up to 95 s/),
     expect.stringMatching(/^ok stop: DRAIN_TIME 70 s/),
   ])
-  expect(told(CONFIG, writeUnit('TimeoutSec=infinity'))[0]).toMatch(/^ok unit/)
+  expect((await told(CONFIG, writeUnit('TimeoutSec=infinity')))[0]).toMatch(/^ok unit/)
 })
 
-test('one that kills it in the middle is a problem, and a warning where the worker asks for more time', () => {
-  expect(told(CONFIG, writeUnit('TimeoutStopSec=95'))[0]).toMatch(
+test('one that kills it in the middle is a problem, and a warning where the worker asks for more time', async () => {
+  expect((await told(CONFIG, writeUnit('TimeoutStopSec=95')))[0]).toMatch(
     /^problem unit: TimeoutStopSec is 95 s.*systemd kills it in the middle; set TimeoutStopSec=96 or more/,
   )
-  expect(told(CONFIG, writeUnit(''))[0]).toMatch(/^problem unit: TimeoutStopSec is 90 s/)
-  expect(told(CONFIG, writeUnit('TimeoutStopSec=soon'))[0]).toMatch(/^problem unit: TimeoutStopSec=soon is no time/)
+  expect((await told(CONFIG, writeUnit('')))[0]).toMatch(/^problem unit: TimeoutStopSec is 90 s/)
+  expect((await told(CONFIG, writeUnit('TimeoutStopSec=soon')))[0]).toMatch(
+    /^problem unit: TimeoutStopSec=soon is no time/,
+  )
   const notifies = 'Type=notify\nNotifyAccess=all\nTimeoutStopSec=30'
-  expect(told(CONFIG, writeUnit(notifies))[0]).toMatch(/^warning unit.*systemd-notify gets through; set/)
+  expect((await told(CONFIG, writeUnit(notifies)))[0]).toMatch(/^warning unit.*systemd-notify gets through; set/)
 })
 
-test('a DRAIN_TIME shorter than a job with the default TTR may last is a warning', () => {
+test('a DRAIN_TIME shorter than a job with the default TTR may last is a warning', async () => {
   const unit = writeUnit('TimeoutStopSec=300')
-  expect(told({ ...CONFIG, DRAIN_TIME: 62 }, unit)[1]).toMatch(/^ok stop/)
-  expect(told({ ...CONFIG, DRAIN_TIME: 61 }, unit)[1]).toMatch(
+  expect((await told({ ...CONFIG, DRAIN_TIME: 62 }, unit))[1]).toMatch(/^ok stop/)
+  expect((await told({ ...CONFIG, DRAIN_TIME: 61 }, unit))[1]).toMatch(
     /^warning stop: DRAIN_TIME 61 s, and TTR \+ GRACE_TIME are 62 s:.*is interrupted and run again; set DRAIN_TIME to 62 or more/,
   )
 })
 
-test('what systemctl edit wrote beside it counts, and so does its environment', () => {
+test('what systemctl edit wrote beside it counts, and so does its environment', async () => {
   const edited = writeUnit('TimeoutStopSec=300', {
     'override.conf': '[Service]\nTimeoutStopSec=20\nEnvironment=DRAIN_TIME=2m "LANG=de DE"\n',
     'notes.txt': '[Service]\nTimeoutStopSec=1000\n',
   })
-  const lines = told(CONFIG, edited)
+  const lines = await told(CONFIG, edited)
   expect(lines[0]).toMatch(/^problem unit: TimeoutStopSec is 20 s.*up to 145 s/)
   expect(lines[1]).toMatch(/^ok stop: DRAIN_TIME 120 s/)
   expect(lines[2]).toMatch(/^warning unit: the unit sets DRAIN_TIME=2m, which is not what was checked/)
   expect(lines).toHaveLength(3)
-  expect(told({ ...CONFIG, DRAIN_TIME: 120 }, edited)).toHaveLength(2)
+  expect(await told({ ...CONFIG, DRAIN_TIME: 120 }, edited)).toHaveLength(2)
 })
 
-test('a password in its environment is not shown', () => {
-  const lines = told(CONFIG, writeUnit('TimeoutStopSec=300\nEnvironment=SMTP_PASSWORD=tr0ub4dor'))
+test('a password in its environment is not shown', async () => {
+  const lines = await told(CONFIG, writeUnit('TimeoutStopSec=300\nEnvironment=SMTP_PASSWORD=tr0ub4dor'))
   expect(lines.at(-1)).toMatch(/^warning unit: the unit sets SMTP_PASSWORD, which/)
 })
 
-test('the shipped unit is in order with the defaults, and tells what runs otherwise than it was checked', () => {
-  const lines = told(DEFAULTS, join(PROJECT, 'etc', 'qworker.service'))
+test('the shipped unit is in order with the defaults, and tells what runs otherwise than it was checked', async () => {
+  const lines = await told(DEFAULTS, join(PROJECT, 'etc', 'qworker.service'))
   expect(lines[0]).toMatch(/^ok unit: TimeoutStopSec is 90 s, .* up to 88 s/)
   expect(lines).toContainEqual(expect.stringMatching(/^warning unit: the unit sets RESULT_BASEDIR=\/var\/lib\/qworker/))
   expect(lines).toContainEqual(
     expect.stringMatching(/^warning unit: the unit runs the worker as qworker.*sudo -u qworker/),
   )
-  const other = checkStop(DEFAULTS, join(PROJECT, 'etc', 'qworker.service'), 'mine')
+  const other = await checkStop(DEFAULTS, join(PROJECT, 'etc', 'qworker.service'), 'mine')
   expect(other.map(({ message }) => message)).toContainEqual(
     expect.stringMatching(/starts the worker with \/etc\/qworkerrc/),
   )
 })
 
-test('a unit that was named and is not there is a problem', () => {
-  expect(checkStop(CONFIG, '/nowhere/w.service', RC)[0]).toMatchObject({ level: 'problem', exitCode: 66 })
+test('a unit that was named and is not there is a problem', async () => {
+  expect((await checkStop(CONFIG, '/nowhere/w.service', RC))[0]).toMatchObject({ level: 'problem', exitCode: 66 })
 })
