@@ -49,6 +49,8 @@ _qworker_algorithms() {
   case $program in */*) program=\${program%/*}/qworker ;; *) program=qworker ;; esac
   case $program in "~/"*) program=$HOME/\${program#??} ;; esac
   case $config in "~/"*) config=$HOME/\${config#??} ;; esac
+  # The words are as they were typed: what quotes a blank is no part of the name. Nothing is expanded.
+  case $config in \\"*|\\'*) config=\${config#?} config=\${config%[\\"\\']} ;; *) config=\${config//\\\\/} ;; esac
   "$program" completion --list algorithms \${config:+-c "$config"} 2>/dev/null
 }
 
@@ -81,6 +83,8 @@ _qworker() {
   # What breaks words is a word of its own: --config=FILE is three of them, and so is @FILE two.
   if [ "$word" = = ]; then word=; elif [ "$before" = = ]; then before=\${COMP_WORDS[COMP_CWORD-2]}; fi
   if [ "$before" = @ ]; then word=@$word before=\${COMP_WORDS[COMP_CWORD-2]}; fi
+  # In --payload=@FILE both are one.
+  if [ "$before" = =@ ]; then word=@$word before=\${COMP_WORDS[COMP_CWORD-2]}; elif [ "$word" = =@ ]; then word=@; fi
 `
 
 export function makeBashScript(lines: readonly CompletedLine[]): string {
@@ -153,7 +157,7 @@ _qworker_algorithms() {
   done
   case $program in */*) program=\${program%/*}/qworker ;; *) program=qworker ;; esac
   program=\${program/#\\~\\//$HOME/}
-  config=\${config/#\\~\\//$HOME/}
+  config=\${\${(Q)config}/#\\~\\//$HOME/}
   names=(\${(f)"$($program completion --list algorithms \${config:+-c} \${config:+$config} 2>/dev/null)"})
   compadd -a names
 }

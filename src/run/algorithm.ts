@@ -54,7 +54,7 @@ export interface CatalogueOptions {
   readonly controllers?: readonly string[]
 }
 
-const MANIFEST = 'algorithm.yaml'
+export const MANIFEST = 'algorithm.yaml'
 const MAX_SHOWN_KEY = 80
 const MAX_SHOWN_ISSUES = 10
 

@@ -10,9 +10,14 @@ const BIN = join(PROJECT, 'bin')
 let dir: string
 beforeAll(() => {
   dir = mkdtempSync(join(tmpdir(), 'qworker-completion-'))
-  for (const name of ['harvest', 'hail']) mkdirSync(join(dir, 'mine', name), { recursive: true })
+  for (const name of ['harvest', 'hail']) {
+    mkdirSync(join(dir, 'mine', name), { recursive: true })
+    writeFileSync(join(dir, 'mine', name, 'algorithm.yaml'), '')
+  }
+  mkdirSync(join(dir, 'mine', 'halves'))
   writeFileSync(join(dir, 'mine', 'README.md'), '')
   writeFileSync(join(dir, 'rc'), 'ALGORITHM_DIRS: [mine, builtin]\n')
+  writeFileSync(join(dir, 'my rc'), 'ALGORITHM_DIRS: [mine]\n')
   writeFileSync(join(dir, 'broken rc'), 'ALGORITHM_DIRS: [mine\n')
   writeFileSync(join(dir, 'series.json'), '[]')
   for (const shell of ['bash', 'zsh', 'fish']) {
@@ -77,6 +82,7 @@ test.each<[string[], string[]]>([
   [['qproducer', '-c', '~/ser'], ['DIR/series.json']],
   [['qproducer', '-p', '@', 'ser'], ['series.json']],
   [['qproducer', '-p', '@ser'], ['@series.json']],
+  [['qproducer', '--payload', '=@', 'ser'], ['series.json']],
   [['qproducer', '-p', '@bro'], ['@broken\\ rc']],
   [['qproducer', '-p', 'ser'], []],
   [['qproducer', '-a', 'fo'], ['forecast']],
@@ -94,6 +100,10 @@ test.each<[string[], string[]]>([
     ['qproducer', '-c', '~/rc', '-a', 'ha'],
     ['hail', 'harvest'],
   ],
+  ...['my\\ rc', '"my rc"', "'my rc'", '~/my\\ rc'].map((quoted): [string[], string[]] => [
+    ['qproducer', '-c', quoted, '-a', ''],
+    ['hail', 'harvest'],
+  ]),
   [['qproducer', '-c', 'broken rc', '-a', 'fo'], ['forecast']],
   [['qproducer', '-a', 'README'], []],
   [
@@ -125,7 +135,7 @@ test('algorithms are listed one a line, from the folders alone; an rc file that 
   const list = ['completion', '--list', 'algorithms']
   const lines = (names: string[]) => `${names.sort().join('\n')}\n`
   expect(run('qworker', [...list])).toMatchObject({ status: 0, stderr: '' })
-  expect(run('qworker', list).stdout.split('\n')).toEqual(expect.arrayContaining(builtin))
+  expect(run('qworker', list).stdout).toBe(lines(builtin))
   expect(run('qworker', [...list, '-c', 'broken rc'])).toEqual(run('qworker', list))
   expect(run('qworker', list, { ALGORITHM_DIRS: 'mine' }).stdout).toBe(lines(['hail', 'harvest']))
   expect(run('qworker', list, { ALGORITHM_DIRS: 'nothing' })).toEqual({ status: 0, stdout: '', stderr: '' })

@@ -181,6 +181,7 @@ describe('qproducer', () => {
   it('hints at the algorithm that was meant where this machine has one of nearly that name, and puts the job', async () => {
     const dir = await newDir()
     await mkdir(join(dir, 'mine', 'harvest'), { recursive: true })
+    await writeFile(join(dir, 'mine', 'harvest', 'algorithm.yaml'), '')
     const rc = join(dir, 'rc')
     await writeFile(rc, 'ALGORITHM_DIRS: [mine, nothing, builtin]\n')
     const hint = async (type: string, ...args: string[]) => {
