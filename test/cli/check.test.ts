@@ -221,6 +221,28 @@ test('a broker and a bucket that accept and never answer are given up', async ()
   expect(of(report, 's3')[0]).toMatch(/^problem: .*check S3_ENDPOINT, the network and that the server runs/)
 })
 
+test('an HTTP port whose answer has no end is told to be of another program, and is not read on', async () => {
+  const home = await install()
+  home.addAlgorithm('hello', 'cat')
+  let bytes = 0
+  const endless = createServer((socket) => {
+    socket.on('error', () => undefined)
+    socket.write('HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n')
+    const pour = () => {
+      while (socket.writable && socket.write(' '.repeat(65_536))) bytes += 65_536
+    }
+    socket.on('drain', pour)
+    pour()
+  }).listen(0, '127.0.0.1')
+  await once(endless, 'listening')
+  onTestFinished(() => void endless.close())
+  const { port } = endless.address() as AddressInfo
+  const report = await check(envOf(home, { HTTP_PORT: String(port) }))
+  expect(of(report, 'http')).toEqual([expect.stringMatching(/^problem: HTTP_PORT: .* is in use by another program/)])
+  expect(report.code).toBe(69)
+  expect(bytes).toBeLessThan(64 * 2 ** 20)
+})
+
 test('a bucket is written, read and left as it was, and gives the time', async () => {
   const home = await install()
   home.addAlgorithm('hello', 'cat')

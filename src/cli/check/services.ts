@@ -19,6 +19,7 @@ const S3 = 's3'
 const HTTP = 'http'
 /** A worker answers at once, also one that is paused. */
 const HEALTH_MS = 5_000
+const MAX_HEALTH_BYTES = 2 ** 20
 
 export async function checkBroker(config: Config): Promise<Finding[]> {
   try {
@@ -131,13 +132,25 @@ async function askHealth(host: string, port: number): Promise<Health | undefined
   const url = `http://${name.includes(':') ? `[${name}]` : name}:${port}/healthz`
   try {
     const response = await fetch(url, { signal: AbortSignal.timeout(HEALTH_MS), redirect: 'error' })
-    const { status, worker, reason, slots } = (await response.json()) as Record<string, unknown>
+    const { status, worker, reason, slots } = JSON.parse(await readText(response)) as Record<string, unknown>
     if (typeof status !== 'string' || (status !== 'starting' && typeof slots !== 'object')) return undefined
     const asText = (value: unknown) => (typeof value === 'string' ? value : undefined)
     return { status, worker: asText(worker), reason: asText(reason) }
   } catch {
     return undefined
   }
+}
+
+/** @throws RangeError for more than any worker says: what answers may have no end */
+async function readText({ body }: Response): Promise<string> {
+  const chunks: Uint8Array[] = []
+  let length = 0
+  for await (const chunk of body ?? []) {
+    length += chunk.length
+    if (length > MAX_HEALTH_BYTES) throw new RangeError(`more than ${MAX_HEALTH_BYTES} bytes`)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks).toString('utf8')
 }
 
 async function tellWorker(config: Config, address: string, { status, worker, reason }: Health): Promise<Finding> {
