@@ -218,7 +218,7 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   for (const key of Object.keys(fromFile)) {
     if (!isKey(key)) problems.push(`${sources.file}: unknown key ${describe(key)}${didYouMean(key, KEYS)}`)
   }
-  const base = sources.file === undefined ? process.cwd() : dirname(resolve(sources.file))
+  const base = sources.file === undefined ? workingFolder() : dirname(resolve(sources.file))
   const config: Record<string, unknown> = {}
   for (const key of KEYS) {
     if (sources.keys !== undefined && !sources.keys.includes(key)) {
@@ -345,6 +345,15 @@ async function readRcFile(file: string): Promise<Record<string, unknown>> {
     throw new ConfigError('bad_yaml', [`${file}: must hold lines like KEY: value; it holds ${describe(value)}`])
   }
   return value as Record<string, unknown>
+}
+
+/** @throws ConfigError where somebody has removed it meanwhile */
+function workingFolder(): string {
+  try {
+    return process.cwd()
+  } catch (cause) {
+    throw new ConfigError('missing_file', ['the folder that this was called in is gone; change to another (cd)'], cause)
+  }
 }
 
 async function readSource(file: string): Promise<string> {

@@ -50,8 +50,12 @@ export async function run(args: readonly string[]): Promise<number> {
     complain(NAME, 'a folder has a name; this is empty text')
     return EXIT.usage
   }
-  const dir = resolve(named)
+  const dir = findPath(named)
   const invocation = findInvocation(process.argv[1] ?? '', algorithmEnvironment().PATH)
+  if (dir === undefined) {
+    complain(NAME, `${named} cannot be made: the folder that this was called in is gone; change to another (cd)`)
+    return EXIT.cantCreate
+  }
   const problem = findOccupant(dir) ?? writeProject(dir, invocation)
   if (problem !== undefined) {
     complain(NAME, problem)
@@ -59,6 +63,15 @@ export async function run(args: readonly string[]): Promise<number> {
   }
   await writeOut(nextSteps(dir, invocation))
   return EXIT.ok
+}
+
+/** Absolute; undefined where the folder that it is relative to was removed meanwhile. */
+function findPath(named: string): string | undefined {
+  try {
+    return resolve(named)
+  } catch {
+    return undefined
+  }
 }
 
 /** Absolute paths: the second command is for another terminal, which is in another folder. */

@@ -125,3 +125,23 @@ test.each<[string[], string]>([
 ])('%j is refused with 64, on stderr alone, with what was meant', (words, complaint) => {
   expect(run(words)).toEqual({ status: 64, stdout: '', stderr: complaint })
 })
+
+test.each<[string, number]>([
+  ['qworker', 66],
+  ['qworker check', 66],
+  ['qworker init project', 73],
+  ['qproducer -a sleep', 66],
+])('%s in a folder that was removed meanwhile says so, with %d', (line, exitCode) => {
+  const dir = mkdtempSync(join(tmpdir(), 'qworker-help-'))
+  onTestFinished(() => rmSync(dir, { recursive: true }))
+  const gone = `mkdir gone && cd gone && rmdir ../gone && exec '${join(PROJECT, 'bin')}'/${line}`
+  const { status, stdout, stderr } = spawnSync('/bin/sh', ['-c', gone], {
+    cwd: dir,
+    env: { PATH: process.env.PATH ?? '' },
+    encoding: 'utf8',
+    timeout: 30_000,
+  })
+  expect(stdout + stderr).toMatch(/the folder that this was called in is gone; change to another \(cd\)\n/)
+  expect(stdout + stderr).not.toContain('uv_cwd')
+  expect(status).toBe(exitCode)
+})
