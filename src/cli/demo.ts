@@ -11,8 +11,9 @@
 import { constants } from 'node:os'
 import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
-import { COLOR_WORDS, type ColorWhen } from './color.ts'
+import { Command, CommanderError, InvalidArgumentError } from 'commander'
+import type { ColorWhen } from './color.ts'
+import { makeColorOption } from './command.ts'
 import { makeEventWriter, openScreen, type Screen, wrap } from './demo/screen.ts'
 import { openStage, type Produced, type Stage } from './demo/stage.ts'
 import { parseForecast, SAMPLE, writeForecast } from './demo/summary.ts'
@@ -35,7 +36,7 @@ const OWN_JOB = ['-a', 'forecast', '-p', '{"series": [3, 1, 4, 4, 2, 5, 5, 3, 6,
 interface Flags {
   readonly exit?: boolean
   readonly serve?: boolean
-  readonly color: ColorWhen
+  readonly color?: ColorWhen
   readonly httpPort?: number
 }
 
@@ -48,7 +49,7 @@ async function main(): Promise<number> {
   ignoreBrokenPipe()
   const flags = parseFlags()
   const stopping = listenForStop()
-  const screen = openScreen(flags.color)
+  const screen = openScreen(flags.color ?? 'auto')
   await writeOut(writeTitle(screen))
   for (let starts = 1; ; starts++) {
     const end = await perform(flags, screen, stopping.signal)
@@ -82,7 +83,7 @@ function parseFlags(): Flags {
     )
     .option('--exit', 'end when the result is shown (so it is without a terminal)')
     .option('--serve', 'serve until Ctrl-C or SIGTERM (so it is on a terminal)')
-    .addOption(new Option('--color <when>', 'colors').choices(COLOR_WORDS).default('auto'))
+    .addOption(makeColorOption())
     .option('--http-port <n>', 'serve on this port (default: a free one)', parsePort)
     .addHelpText('after', '\nWith npm: npm run demo -- --exit')
     .allowExcessArguments(false)

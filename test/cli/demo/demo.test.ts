@@ -168,7 +168,7 @@ test('a wrong command line is told, with 64', async () => {
   for (const [args, complaint] of [
     [['--color', 'pink'], /Allowed choices are auto, always, never/],
     [['--http-port', '70000'], /Expected a port, 1 to 65535/],
-    [['--exit', '--serve'], /--exit and --serve do not go together/],
+    [['--color', '--exit', '--serve'], /--exit and --serve do not go together/],
     [['more'], /too many arguments/],
   ] as const) {
     const { status, stderr } = spawnSync(process.execPath, [DEMO, ...args], { encoding: 'utf8' })
