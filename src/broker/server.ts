@@ -61,6 +61,8 @@ export class Server {
   readonly #options: ServerOptions
   readonly #server: NetServer
   readonly #connections = new Map<Client, Connection>()
+  /** also of clients that are forgotten, but have not taken their last replies */
+  readonly #sockets = new Set<Socket>()
   /** with replies of this turn */
   readonly #answered = new Set<Connection>()
   /** that may go on */
@@ -103,13 +105,13 @@ export class Server {
     this.#flush()
     this.#isClosed = true
     clearTimeout(this.#timer)
-    const sockets = [...this.#connections.values()].map(({ socket }) => socket.pause())
-    for (const socket of sockets) {
+    for (const socket of this.#sockets) {
+      socket.pause()
       if (this.#isHeld) socket.destroy()
       else socket.destroySoon()
     }
     const impatience = setTimeout(() => {
-      for (const socket of sockets) socket.destroy()
+      for (const socket of this.#sockets) socket.destroy()
     }, FAREWELL_MS)
     await closed
     clearTimeout(impatience)
@@ -137,6 +139,7 @@ export class Server {
       isGone: false,
     }
     this.#connections.set(client, connection)
+    this.#sockets.add(socket)
     socket.on('data', (bytes) => {
       reader.add(bytes as Buffer)
       this.#serve(connection)
@@ -150,6 +153,7 @@ export class Server {
     // Comes before close, which does what is to be done.
     socket.on('error', () => undefined)
     socket.on('close', () => {
+      this.#sockets.delete(socket)
       this.#forget(connection)
       this.#answered.delete(connection)
     })

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
 import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { openQueue } from '../../src/queue/queue.ts'
+import { until } from '../support/installation.ts'
 import { Wire } from './wire.ts'
 
 async function start(more: Partial<BrokerOptions> = {}): Promise<Broker> {
@@ -30,6 +31,7 @@ async function ask(wire: Wire, bytes: string): Promise<string> {
 }
 
 const put = (body: string, how = '10 0 60') => `put ${how} ${body.length}\r\n${body}\r\n`
+const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$`, 'm').exec(reply)?.[1])
 
 it('takes a job back when its TTR is over, though its holder does nothing', async () => {
   const broker = await start()
@@ -94,6 +96,28 @@ it('answers what is done, ends all connections and closes at once', async () => 
   await broker.close()
   expect(await waiting.read()).toBe('closed')
   expect(await wire.read()).toBe('closed')
+})
+
+it('closes at once though clients that hung up do not take their last replies', async () => {
+  const broker = await start({ maxJobBytes: 262_144 })
+  const wire = await open(broker)
+  await ask(wire, put('x'.repeat(200_000)))
+  const lazy = await Promise.all(Array.from({ length: 40 }, () => open(broker)))
+  for (const [replies, each] of lazy.entries()) {
+    each.pause()
+    each.send('peek 1\r\n'.repeat(replies))
+    each.end()
+  }
+  // As much is sent as the system takes for them; of some the broker has replies left, though it has done all they asked.
+  await until('nothing moves any more', async () => {
+    const peeks = async () => stat(await ask(wire, 'stats\r\n'), 'cmd-peek')
+    const before = await peeks()
+    for (let turn = 0; turn < 100; turn++) await ask(wire, 'list-tube-used\r\n')
+    return (await peeks()) === before
+  })
+  expect(broker.stats().clients).toBeLessThan(lazy.length)
+  await broker.close()
+  for (const each of lazy) each.resume()
 })
 
 it('serves our own queue as beanstalkd does', async () => {
