@@ -338,9 +338,10 @@ export class Journal {
     }
   }
 
+  /** One that cannot be removed is tried again later, before all that follow it. */
   #removeDead(needed: number): void {
     while (this.#segments.length > 1 && (this.#segments[0] as number) < needed) {
-      unlinkSync(this.#pathOf(this.#segments[0] as number))
+      if (!removeIfThere(this.#pathOf(this.#segments[0] as number))) return
       this.#segments.shift()
     }
   }
@@ -441,10 +442,12 @@ function apply(change: Exclude<StoredChange, { kind: 'head' | 'put' | 'delete' }
   }
 }
 
-function removeIfThere(path: string): void {
+/** @returns whether it is not there now; it may be on a disk that is read-only, or not ours to remove */
+function removeIfThere(path: string): boolean {
   try {
     unlinkSync(path)
-  } catch {
-    // Not there, or not ours to remove.
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT'
   }
 }

@@ -2,9 +2,11 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
   appendFileSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  rmdirSync,
   rmSync,
   statSync,
   truncateSync,
@@ -15,7 +17,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { describe, expect, it, onTestFinished } from 'vitest'
 import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
-import { leaveOut } from '../support/installation.ts'
+import { leaveOut, until } from '../support/installation.ts'
 import { Wire } from './wire.ts'
 
 /** 200 for the long run. */
@@ -346,6 +348,32 @@ describe('a journal', () => {
     expect(await ask(client, 'peek-buried\r\n')).toMatch(/^FOUND 3 /)
     expect(await ask(client, 'peek 20\r\n')).toContain('stays 20')
     for (let n = 1; n <= 20; n++) expect(await ask(client, `delete ${n}\r\n`)).toBe('DELETED\r\n')
+  })
+
+  it('serves on when a segment that nobody needs any more cannot be removed, or is gone already', async () => {
+    const folder = makeFolder()
+    const broker = await start(folder, { segmentBytes: 20_000 })
+    const wire = await open(broker.port)
+    const [first, second] = [join(folder, 'journal.00000001'), join(folder, 'journal.00000002')]
+    const pour = async () => {
+      for (let n = 0; n < 300; n++) {
+        const id = /\d+/.exec(await ask(wire, put('x'.repeat(200))))?.[0]
+        await ask(wire, `delete ${id}\r\n`)
+      }
+    }
+    for (let n = 0; n < 3; n++) await ask(wire, put('x'.repeat(20_000)))
+    for (const path of [first, second]) rmSync(path)
+    // What not even root can unlink.
+    mkdirSync(second)
+    for (const id of [1, 2, 3]) await ask(wire, `delete ${id}\r\n`)
+    await pour()
+    const oldest = async () => stat(await ask(wire, 'stats\r\n'), 'binlog-oldest-index')
+    await until('the first one is forgotten', async () => (await oldest()) === 2)
+    await pour()
+    expect(await oldest()).toBe(2)
+    rmdirSync(second)
+    await ask(wire, put('y'))
+    await until('all are forgotten', async () => (await oldest()) > 2)
   })
 
   it('on a full disk refuses puts, keeps its word for all others, and takes puts again when there is room', async (context) => {
