@@ -251,7 +251,7 @@ export class Server {
 
   #finishPut(client: Client, body: string | typeof UNTERMINATED): string {
     const now = this.#options.now()
-    if (body === UNTERMINATED || this.isDraining || this.#journal?.takesPuts(now) === false) {
+    if (body === UNTERMINATED || this.isDraining || this.#journal?.takesPut(body.length, now) === false) {
       this.#tubes.abandonPut(client)
       if (body === UNTERMINATED) return 'EXPECTED_CRLF\r\n'
       return this.isDraining ? 'DRAINING\r\n' : 'OUT_OF_MEMORY\r\n'

@@ -15,8 +15,8 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { describe, expect, it, onTestFinished } from 'vitest'
-import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { describe, expect, it, onTestFinished, type TestContext } from 'vitest'
+import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { leaveOut, until } from '../support/installation.ts'
 import { Wire } from './wire.ts'
 
@@ -30,7 +30,7 @@ function makeFolder(): string {
   return folder
 }
 
-async function start(journalDir: string, more: { segmentBytes?: number; fsync?: 'each' } = {}): Promise<Broker> {
+async function start(journalDir: string, more: Partial<BrokerOptions> = {}): Promise<Broker> {
   const broker = await startBroker({
     host: '127.0.0.1',
     port: 0,
@@ -258,6 +258,15 @@ describe('a broker that is killed', () => {
   })
 })
 
+/** A small one, gone after the test. */
+function mountDisk(context: TestContext, size: string): string {
+  const folder = makeFolder()
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'none', folder], { encoding: 'utf8' })
+  if (mounted.status !== 0) leaveOut(context, `mount: ${mounted.error?.message ?? mounted.stderr.trim()}`)
+  onTestFinished(() => void spawnSync('umount', ['-l', folder]))
+  return folder
+}
+
 const segments = (folder: string) => readdirSync(folder).filter((name) => /^journal\.\d+$/.test(name))
 
 describe('a journal', () => {
@@ -377,10 +386,7 @@ describe('a journal', () => {
   })
 
   it('on a full disk refuses puts, keeps its word for all others, and takes puts again when there is room', async (context) => {
-    const folder = makeFolder()
-    const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'none', folder], { encoding: 'utf8' })
-    if (mounted.status !== 0) leaveOut(context, `mount: ${mounted.error?.message ?? mounted.stderr.trim()}`)
-    onTestFinished(() => void spawnSync('umount', ['-l', folder]))
+    const folder = mountDisk(context, '8m')
     const broker = await start(folder, { segmentBytes: 500_000 })
     const wire = await open(broker.port)
     let puts = 0
@@ -397,6 +403,35 @@ describe('a journal', () => {
     expect(await ask(wire, put('z'))).toMatch(/^INSERTED/)
     await broker.close()
     expect((await start(folder)).recovery).toEqual({ jobs: 2, tornBytes: 0 })
+  })
+
+  it('refuses a job that is larger than the room on the disk, and goes on with all else', async (context) => {
+    const folder = mountDisk(context, '36m')
+    const broker = await start(folder, { maxJobBytes: 1 << 26 })
+    const wire = await open(broker.port)
+    expect(await ask(wire, put('x'.repeat(20_000_000)))).toBe('INSERTED 1\r\n')
+    expect(await ask(wire, put('y'.repeat(20_000_000)))).toBe('OUT_OF_MEMORY\r\n')
+    expect(await ask(wire, put('z'))).toMatch(/^INSERTED/)
+    expect(await ask(wire, 'delete 1\r\n')).toBe('DELETED\r\n')
+    await until('there is room', async () => /^INSERTED/.test(await ask(wire, put('y'.repeat(20_000_000)))))
+    await broker.close()
+    expect((await start(folder)).recovery).toEqual({ jobs: 2, tornBytes: 0 })
+  })
+
+  it('keeps its word, too, when the disk has no room to write a large job anew', async (context) => {
+    const folder = mountDisk(context, '44m')
+    const broker = await start(folder, { maxJobBytes: 1 << 26, segmentBytes: 2_000_000 })
+    const wire = await open(broker.port)
+    await ask(wire, put('x'.repeat(10_000_000)))
+    for (let n = 0; n < 700; n++) {
+      const id = /^INSERTED (\d+)/.exec(await ask(wire, put('y'.repeat(60_000))))?.[1]
+      if (id === undefined) break
+      expect(await ask(wire, `delete ${id}\r\n`)).toBe('DELETED\r\n')
+    }
+    expect(await ask(wire, 'delete 1\r\n')).toBe('DELETED\r\n')
+    await until('there is room', async () => /^INSERTED/.test(await ask(wire, put('z'))))
+    await broker.close()
+    expect((await start(folder)).recovery).toEqual({ jobs: 1, tornBytes: 0 })
   })
 
   it('with fsync `each` is synced before INSERTED goes out', async (context) => {
