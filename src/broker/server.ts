@@ -301,13 +301,12 @@ export class Server {
     const journal = this.#journal
     this.#isHeld = false
     if (journal?.write() === false) {
-      this.#isHeld = true
-      setTimeout(() => this.#commit(), RETRY_MS)
+      this.#retry()
     } else if (journal?.isDirty && this.#options.syncsEach) {
       this.#isHeld = true
       journal.sync((error) => {
         if (error !== null) {
-          setTimeout(() => this.#commit(), RETRY_MS)
+          this.#retry()
           return
         }
         this.#isHeld = false
@@ -317,6 +316,17 @@ export class Server {
     } else {
       this.#send()
     }
+  }
+
+  #retry(): void {
+    this.#isHeld = true
+    setTimeout(() => {
+      // Its descriptor may be another file's by now.
+      if (this.#isClosed) return
+      this.#commit()
+      // What became due meanwhile has rung in vain.
+      this.#planFlush()
+    }, RETRY_MS)
   }
 
   #send(): void {

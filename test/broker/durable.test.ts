@@ -2,8 +2,11 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
   appendFileSync,
+  closeSync,
+  fstatSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmdirSync,
@@ -267,6 +270,26 @@ function mountDisk(context: TestContext, size: string): string {
   return folder
 }
 
+/** Fills the disk, ballast and all, while commands come. @returns what makes room */
+async function holdAnswers(folder: string, broker: Broker, wire: Wire): Promise<() => void> {
+  const jobs = 2000
+  const fill = (name: string) => spawnSync('dd', ['if=/dev/zero', `of=${join(folder, name)}`, 'bs=4k'])
+  const readAll = async () => {
+    for (let n = 0; n < jobs; n++) await wire.read()
+  }
+  const deletes: string[] = []
+  for (let n = 0; n < jobs; n++) deletes.push(`delete ${/\d+/.exec(await ask(wire, put('x')))?.[0]}\r\n`)
+  fill('one')
+  wire.send('reserve\r\n'.repeat(jobs))
+  await readAll()
+  fill('two')
+  wire.send(deletes.join(''))
+  await until('all are deleted', () => broker.stats().reserved === 0)
+  return () => {
+    for (const name of ['one', 'two']) rmSync(join(folder, name))
+  }
+}
+
 const segments = (folder: string) => readdirSync(folder).filter((name) => /^journal\.\d+$/.test(name))
 
 describe('a journal', () => {
@@ -432,6 +455,38 @@ describe('a journal', () => {
     await until('there is room', async () => /^INSERTED/.test(await ask(wire, put('z'))))
     await broker.close()
     expect((await start(folder)).recovery).toEqual({ jobs: 1, tornBytes: 0 })
+  })
+
+  it('that the disk does not take at all holds its answers back, and does then what became due meanwhile', async (context) => {
+    const folder = mountDisk(context, '8m')
+    const broker = await start(folder)
+    const [wire, other] = [await open(broker.port), await open(broker.port)]
+    await ask(other, 'watch later\r\n')
+    await ask(other, 'ignore default\r\n')
+    other.send('reserve\r\n')
+    await ask(wire, 'use later\r\n')
+    const dueAt = Date.now() + 2000
+    await ask(wire, put('soon', '1 2 60'))
+    await ask(wire, 'use default\r\n')
+    const free = await holdAnswers(folder, broker, wire)
+    await until('the delay is over', () => Date.now() > dueAt)
+    expect(wire.take()).toBeUndefined()
+    free()
+    expect(await other.read()).toMatch(/soon/)
+    expect(await wire.read()).toBe('DELETED\r\n')
+  })
+
+  it('that is closed while the disk does not take it writes to no descriptor any more', async (context) => {
+    const folder = mountDisk(context, '8m')
+    const broker = await start(folder)
+    const free = await holdAnswers(folder, broker, await open(broker.port))
+    await broker.close()
+    const others = makeFolder()
+    const opened = ['a', 'b', 'c'].map((name) => openSync(join(others, name), 'w'))
+    free()
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    expect(opened.map((descriptor) => fstatSync(descriptor).size)).toEqual([0, 0, 0])
+    for (const descriptor of opened) closeSync(descriptor)
   })
 
   it('with fsync `each` is synced before INSERTED goes out', async (context) => {
