@@ -3,6 +3,9 @@
  * then the journal is written, and only after it the replies go out. So all connections share one write to the file,
  * and with `fsync: each` one sync.
  *
+ * A turn ends after some milliseconds, whatever there is left to do: the process has other things to do, too. Who was
+ * not served to the end goes on in the next one.
+ *
  * A connection is read no further while it waits for a job, while its client does not take the replies, or while the
  * disk does not take the journal. A client that closes its side still gets the replies to all that it sent.
  */
@@ -19,6 +22,7 @@ import type { Reserved, Tubes } from './tubes.ts'
 const UNREAD_BYTES = 1 << 18
 /** More than this is not taken from a client before what it sent is worked through. */
 const UNSERVED_BYTES = 1 << 20
+const TURN_MS = 20
 const LONGEST_SLEEP_MS = 3_600_000
 /** for a client to take its last replies */
 const FAREWELL_MS = 1000
@@ -70,6 +74,7 @@ export class Server {
   #active: Connection | undefined
   #isClosed = false
   #isFlushPlanned = false
+  #turnEndsAt = 0
   /** A sync is under way, or the disk does not take the journal: nothing is answered, and then nothing done either. */
   #isHeld = false
   #timer: NodeJS.Timeout | undefined
@@ -175,10 +180,14 @@ export class Server {
     if (this.#isHeld) {
       this.#resumed.add(connection)
     } else {
-      this.#active = connection
-      while (connection.replies.length + socket.writableLength <= UNREAD_BYTES && this.#step(connection));
-      this.#active = undefined
       this.#planFlush()
+      this.#active = connection
+      while (connection.replies.length + socket.writableLength <= UNREAD_BYTES && this.#step(connection)) {
+        if (this.#options.now() < this.#turnEndsAt) continue
+        this.#resumed.add(connection)
+        break
+      }
+      this.#active = undefined
     }
     if (reader.pending > UNSERVED_BYTES) socket.pause()
     else if (socket.isPaused()) socket.resume()
@@ -278,6 +287,7 @@ export class Server {
   #planFlush(): void {
     if (this.#isFlushPlanned || this.#isClosed) return
     this.#isFlushPlanned = true
+    this.#turnEndsAt = this.#options.now() + TURN_MS
     setImmediate(() => this.#flush())
   }
 
@@ -291,10 +301,9 @@ export class Server {
   }
 
   #resume(): void {
-    for (const connection of this.#resumed) {
-      this.#resumed.delete(connection)
-      this.#serve(connection)
-    }
+    const resumed = [...this.#resumed]
+    this.#resumed.clear()
+    for (const connection of resumed) this.#serve(connection)
   }
 
   #commit(): void {

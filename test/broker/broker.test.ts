@@ -67,6 +67,24 @@ it('reads no further while its replies are not taken, serves others, and loses n
   for (let n = 0; n < 1000; n++) expect((await lazy.read()).length).toBe(60017)
 })
 
+it('leaves the process time for other things, whatever one client asks for', async () => {
+  const broker = await start()
+  const wire = await open(broker)
+  const [tubes, reserves] = [5000, 4000]
+  for (let n = 0; n < tubes; n++) await ask(wire, `watch t${n}\r\n`)
+  let [last, longest] = [performance.now(), 0]
+  const clock = setInterval(() => {
+    const now = performance.now()
+    longest = Math.max(longest, now - last)
+    last = now
+  }, 10)
+  onTestFinished(() => clearInterval(clock))
+  // Each goes through all tubes: together they take seconds.
+  wire.send('reserve-with-timeout 0\r\n'.repeat(reserves))
+  for (let n = 0; n < reserves; n++) expect(await wire.read()).toBe('TIMED_OUT\r\n')
+  expect(longest).toBeLessThan(500)
+})
+
 it('says what is wrong when it cannot listen, and leaves the folder to others', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'broker-'))
   onTestFinished(() => rmSync(folder, { recursive: true }))
