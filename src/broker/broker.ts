@@ -74,7 +74,6 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       answer: (client, outcome) => server.answer(client, outcome),
       note: (change, job) => journal?.note(change, job),
     })
-    const recovery = journal?.restore(tubes, startedAt)
     const counters = makeCounters()
     const id = randomBytes(8).toString('hex')
     const maxJobBytes = Math.min(options.maxJobBytes, LARGEST_MAX_JOB_BYTES)
@@ -88,7 +87,10 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       journal: journal?.stats ?? none,
     })
     const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, { now, syncsEach: fsync === 'each' })
+    // Where the port is another's the journal is not touched, however often this is tried.
     const port = await server.listen(options.host, options.port)
+    const recovery = await journal?.restore(tubes, startedAt).catch((error: unknown) => endWith(server, error))
+    server.begin()
     const clock = journal !== undefined && fsync === 'interval' ? startSyncing(journal) : undefined
     let closing: Promise<void> | undefined
     const close = async () => {
@@ -116,6 +118,11 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
     await journal?.abandon()
     throw error
   }
+}
+
+async function endWith(server: Server, error: unknown): Promise<never> {
+  await server.close()
+  throw error
 }
 
 function startSyncing(journal: Journal): NodeJS.Timeout {

@@ -32,7 +32,7 @@ import { join } from 'node:path'
 import { BrokerError } from './broker-error.ts'
 import { Job } from './job.ts'
 import { lockFolder } from './lock.ts'
-import { FORMAT, Frame, type Kept, readFrames, type StoredChange, sizeOfPut } from './record.ts'
+import { FORMAT, Frame, type Kept, readFrame, type StoredChange, sizeOfPut } from './record.ts'
 import type { Change, Tubes } from './tubes.ts'
 
 export interface JournalOptions {
@@ -57,6 +57,7 @@ const FRAME_LIMIT = 1 << 20
 const SPARE_SEGMENTS = 3
 const MIGRATE_BYTES = 4096
 const BALLAST_RETRY_MS = 1000
+const TURN_MS = 20
 const ZEROS = Buffer.alloc(1 << 20)
 
 /** @throws BrokerError `locked` when another broker has the folder, `journal` when it cannot be used */
@@ -121,15 +122,18 @@ export class Journal {
     return this.#segments.at(-1) ?? 0
   }
 
-  /** Reads all segments, gives the jobs to the tubes, and begins a segment to write to. @throws BrokerError `journal` */
-  restore(tubes: Tubes, now: number): Recovery {
+  /**
+   * Reads all segments, gives the jobs to the tubes, and begins a segment to write to. The process has its turns
+   * meanwhile; nothing may be noted. @throws BrokerError `journal`
+   */
+  async restore(tubes: Tubes, now: number): Promise<Recovery> {
     this.#nextId = () => tubes.nextId
     try {
       this.#segments = readdirSync(this.#folder)
         .flatMap((name) => SEGMENT.exec(name)?.[1] ?? [])
         .map(Number)
         .sort((a, b) => a - b)
-      const recovery = this.#read(tubes, now)
+      const recovery = await this.#read(tubes, now)
       this.#begin()
       this.#needed = this.#oldest?.segment ?? this.#current
       this.#removeDead(this.#needed)
@@ -142,12 +146,18 @@ export class Journal {
     }
   }
 
-  #read(tubes: Tubes, now: number): Recovery {
+  async #read(tubes: Tubes, now: number): Promise<Recovery> {
+    const giveWay = makeGiveWay()
     let tornBytes = 0
     for (const segment of this.#segments) {
       const path = this.#pathOf(segment)
       const bytes = readFileSync(path)
-      const whole = readFrames(bytes, (change) => this.#replay(change, tubes, segment))
+      let whole = 0
+      for (let end: number | undefined = 0; end !== undefined; ) {
+        whole = end
+        await giveWay()
+        end = readFrame(bytes, whole, (change) => this.#replay(change, tubes, segment))
+      }
       if (whole === bytes.length) continue
       tornBytes += bytes.length - whole
       writeFileSync(`${path}.torn`, bytes.subarray(whole))
@@ -155,6 +165,8 @@ export class Journal {
     }
     const buried: Job[] = []
     for (let job = this.#oldest; job !== undefined; job = job.newer) {
+      const pause = giveWay()
+      if (pause !== undefined) await pause
       if (job.state === 'buried') buried.push(job)
       else tubes.restore(job, now)
     }
@@ -439,6 +451,20 @@ export class Journal {
   #spendBallast(): void {
     this.#ballast = 'spent'
     removeIfThere(join(this.#folder, BALLAST))
+  }
+}
+
+/** Lets others have their turn whenever ours has lasted long enough. */
+function makeGiveWay(): () => Promise<void> | undefined {
+  let endsAt = performance.now() + TURN_MS
+  return () => {
+    if (performance.now() < endsAt) return undefined
+    return new Promise((resolve) =>
+      setImmediate(() => {
+        endsAt = performance.now() + TURN_MS
+        resolve()
+      }),
+    )
   }
 }
 

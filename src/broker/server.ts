@@ -75,8 +75,11 @@ export class Server {
   #isClosed = false
   #isFlushPlanned = false
   #turnEndsAt = 0
-  /** A sync is under way, or the disk does not take the journal: nothing is answered, and then nothing done either. */
-  #isHeld = false
+  /**
+   * The journal is being read yet, a sync is under way, or the disk does not take the journal: nothing is answered, and
+   * then nothing done either.
+   */
+  #isHeld = true
   #timer: NodeJS.Timeout | undefined
   #timerAt = Number.POSITIVE_INFINITY
   isDraining = false
@@ -89,7 +92,7 @@ export class Server {
     this.#server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => this.#accept(socket))
   }
 
-  /** @returns the port. @throws BrokerError `address` */
+  /** Who connects waits for `begin`. @returns the port. @throws BrokerError `address` */
   listen(host: string, port: number): Promise<number> {
     return new Promise((resolve, reject) => {
       this.#server.once('error', (cause: NodeJS.ErrnoException) => {
@@ -98,10 +101,15 @@ export class Server {
       })
       this.#server.listen(port, host, () => {
         const address = this.#server.address()
-        this.#arm()
         resolve(typeof address === 'object' && address !== null ? address.port : port)
       })
     })
+  }
+
+  /** All that is kept is known now: answers. */
+  begin(): void {
+    this.#isHeld = false
+    this.#planFlush()
   }
 
   /** Answers what is answered already, then ends all connections. */

@@ -20,8 +20,12 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { describe, expect, it, onTestFinished, type TestContext } from 'vitest'
 import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { Job } from '../../src/broker/job.ts'
+import { Frame } from '../../src/broker/record.ts'
+import { Tube } from '../../src/broker/tube.ts'
+import { freePort } from '../support/broker.ts'
 import { leaveOut, until } from '../support/installation.ts'
-import { Wire } from './wire.ts'
+import { startClock, Wire } from './wire.ts'
 
 /** 200 for the long run. */
 const KILLS = Number(process.env.BROKER_KILLS ?? 10)
@@ -270,9 +274,14 @@ function mountDisk(context: TestContext, size: string): string {
   return folder
 }
 
-/** Fills the disk, ballast and all, while commands come. @returns what makes room */
-async function holdAnswers(folder: string, broker: Broker, wire: Wire): Promise<() => void> {
-  const jobs = 2000
+/** Fills the disk, ballast and all, while commands come. @param last done just before @returns what makes room */
+async function holdAnswers(
+  folder: string,
+  broker: Broker,
+  wire: Wire,
+  last: () => Promise<void> = async () => undefined,
+): Promise<() => void> {
+  const jobs = 700
   const fill = (name: string) => spawnSync('dd', ['if=/dev/zero', `of=${join(folder, name)}`, 'bs=4k'])
   const readAll = async () => {
     for (let n = 0; n < jobs; n++) await wire.read()
@@ -283,8 +292,13 @@ async function holdAnswers(folder: string, broker: Broker, wire: Wire): Promise<
   wire.send('reserve\r\n'.repeat(jobs))
   await readAll()
   fill('two')
+  await last()
   wire.send(deletes.join(''))
-  await until('all are deleted', () => broker.stats().reserved === 0)
+  await until('nothing moves any more', async () => {
+    const before = broker.stats().reserved
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    return before < jobs && broker.stats().reserved === before
+  })
   return () => {
     for (const name of ['one', 'two']) rmSync(join(folder, name))
   }
@@ -302,6 +316,36 @@ describe('a journal', () => {
       expect(await ask(wire, `delete ${id}\r\n`)).toBe('DELETED\r\n')
       await broker.close()
     }
+  })
+
+  it('that is long is read in many turns of the process, while clients wait for their answers', async () => {
+    const folder = makeFolder()
+    const frame = new Frame()
+    frame.addHead(1)
+    const chunks = [Buffer.from(frame.seal())]
+    const tube = new Tube('t')
+    for (let id = 1; id <= 200_000; id++) {
+      if (id % 1000 === 1) frame.clear()
+      frame.add('put', new Job(id, tube, 1, 0, 60, Date.now()))
+      if (id % 1000 === 0) chunks.push(Buffer.from(frame.seal()))
+    }
+    writeFileSync(join(folder, 'journal.00000001'), Buffer.concat(chunks))
+    const port = await freePort()
+    const clock = startClock()
+    let isStarted = false
+    const starting = start(folder, { port }).finally(() => {
+      isStarted = true
+    })
+    let wire: Wire | undefined
+    await until('it listens', async () => {
+      wire = await open(port).catch(() => undefined)
+      return wire !== undefined
+    })
+    expect(isStarted).toBe(false)
+    wire?.send('peek 200000\r\n')
+    expect((await starting).recovery).toEqual({ jobs: 200_000, tornBytes: 0 })
+    expect(clock.longestShare()).toBeLessThan(0.5)
+    expect(await wire?.read()).toMatch(/^FOUND 200000 /)
   })
 
   it('whose end is torn is read up to there, goes on, and keeps what it could not read', async () => {
@@ -461,18 +505,17 @@ describe('a journal', () => {
     const folder = mountDisk(context, '8m')
     const broker = await start(folder)
     const [wire, other] = [await open(broker.port), await open(broker.port)]
-    await ask(other, 'watch later\r\n')
+    await ask(other, 'watch empty\r\n')
     await ask(other, 'ignore default\r\n')
-    other.send('reserve\r\n')
-    await ask(wire, 'use later\r\n')
-    const dueAt = Date.now() + 2000
-    await ask(wire, put('soon', '1 2 60'))
-    await ask(wire, 'use default\r\n')
-    const free = await holdAnswers(folder, broker, wire)
-    await until('the delay is over', () => Date.now() > dueAt)
-    expect(wire.take()).toBeUndefined()
+    const free = await holdAnswers(folder, broker, wire, async () => {
+      other.send('reserve-with-timeout 3\r\n')
+      await until('it waits', () => broker.stats().waiting === 1)
+    })
+    const asked = Date.now()
+    await until('its time is over', () => Date.now() > asked + 3000)
+    expect(other.take()).toBeUndefined()
     free()
-    expect(await other.read()).toMatch(/soon/)
+    expect(await other.read()).toBe('TIMED_OUT\r\n')
     expect(await wire.read()).toBe('DELETED\r\n')
   })
 
