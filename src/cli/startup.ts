@@ -4,6 +4,7 @@ import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { promisify } from 'node:util'
+import { isFolderLocked } from '../broker/lock.ts'
 import type { Config } from '../config.ts'
 import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
@@ -11,7 +12,8 @@ import type { Catalogue } from '../run/algorithm.ts'
 import { findDescriptorShortage } from '../run/kill.ts'
 import { hasProc } from '../run/look.ts'
 import type { Tracker } from '../tracker/tracker.ts'
-import { brokerAdvice, brokerUrl, EMBEDDED_HOST, isEmbedded } from './broker.ts'
+import { brokerAdvice, brokerUrl, isEmbedded } from './broker.ts'
+import { journalFolder } from './embedded.ts'
 import { EXIT } from './exit.ts'
 
 export interface Problem {
@@ -71,13 +73,22 @@ async function checkBroker(config: Config): Promise<Problem[]> {
     return []
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
-    // Nothing is there: it is started when all else is in order.
-    if (isEmbedded(config) && (await findListenError(EMBEDDED_HOST, config.BEANSTALK_PORT)) === undefined) return []
+    // Nothing is there, or one that reads its journal yet: it is started, or waited for, when all else is in order.
+    if (isEmbedded(config) && (isRefused(error) || (await isBeingStarted(config)))) return []
     const message = isEmbedded(config)
       ? `${error.message}: the broker of this worker cannot listen there; set BEANSTALK_PORT to a free port`
       : `${brokerAdvice(config, error)}; with --embedded the worker is the broker too`
     return [{ exitCode: EXIT.unavailable, message }]
   }
+}
+
+/** Not by listening there ourselves: of several workers that start at once one would find the port taken by this look. */
+function isRefused({ cause }: QueueError): boolean {
+  return (cause as NodeJS.ErrnoException | undefined)?.code === 'ECONNREFUSED'
+}
+
+function isBeingStarted(config: Config): Promise<boolean> {
+  return isFolderLocked(journalFolder(config)).catch(() => false)
 }
 
 async function checkHttpPort(config: Config): Promise<Problem[]> {

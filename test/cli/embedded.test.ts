@@ -5,6 +5,7 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
+import { lockFolder } from '../../src/broker/lock.ts'
 import { openQueue } from '../../src/queue/queue.ts'
 import { freePort } from '../support/broker.ts'
 import { addRuns, eventsOf, letGo } from '../support/gated.ts'
@@ -123,6 +124,24 @@ test('a port that something else has, and a journal that cannot be, are told wit
   const missing = join(home.base, 'missing')
   await expect(home.startWorker({ ...free, RESULT_BASEDIR: missing })).rejects.toThrow(/worker ended \(73\).*mkdir -p/s)
   expect(existsSync(missing)).toBe(false)
+})
+
+test('a worker that starts while another one is about to be the broker waits for it', async () => {
+  const { home, port } = await installEmbedded()
+  const folder = join(home.results, '.state', 'broker')
+  mkdirSync(folder, { recursive: true })
+  const unlock = await lockFolder(folder)
+  // As one that reads its journal yet.
+  let asked = 0
+  const silent = createServer(() => asked++).listen(port, '127.0.0.1')
+  await once(silent, 'listening')
+  const starting = home.startWorker()
+  await until('it has looked, and waits', () => asked > 1)
+  silent.close()
+  await unlock()
+  const worker = await starting
+  expect(eventsOf(worker, 'broker_started')).toHaveLength(1)
+  await until('a job is complete', isComplete(home, await put(port, 'ok')))
 })
 
 test('two workers that name two ports for one folder of results are told', async () => {
