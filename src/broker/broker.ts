@@ -1,6 +1,7 @@
 /** A broker in this process that speaks beanstalkd 1.12's protocol: state, journal and sockets put together. */
 
 import { randomBytes } from 'node:crypto'
+import { getHeapStatistics } from 'node:v8'
 import { makeCounters } from './commands.ts'
 import { type Journal, openJournal, type Recovery } from './journal.ts'
 import { Server } from './server.ts'
@@ -56,6 +57,8 @@ const SEGMENT_BYTES = 10_485_760
 const SYNC_MS = 50
 /** A body is a string here; a few of this size are no danger to the process. */
 const LARGEST_MAX_JOB_BYTES = 1 << 26
+/** Of what the process may have: at the end of it the process dies, and the next one that reads the journal after it. */
+const MEMORY_SHARE = 0.5
 /** Larger than what one turn writes, so that what was promised can be kept. */
 const BALLAST_BYTES = 1 << 22
 
@@ -86,7 +89,12 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       id,
       journal: journal?.stats ?? none,
     })
-    const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, { now, syncsEach: fsync === 'each' })
+    const limits = {
+      now,
+      syncsEach: fsync === 'each',
+      maxMemoryBytes: getHeapStatistics().heap_size_limit * MEMORY_SHARE,
+    }
+    const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, limits)
     // Where the port is another's the journal is not touched, however often this is tried.
     const port = await server.listen(options.host, options.port)
     const recovery = await journal?.restore(tubes, startedAt).catch((error: unknown) => endWith(server, error))
@@ -102,22 +110,21 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       host: options.host,
       port,
       recovery,
-      stats: () => {
-        const { ready, reserved, delayed, buried, waiting, clients, totalJobs } = tubes.counts
-        return { ready, reserved, delayed, buried, waiting, clients, totalJobs, isDraining: server.isDraining }
-      },
+      stats: () => makeStats(tubes, server),
       drain: () => {
         server.isDraining = true
       },
-      close: () => {
-        closing ??= close()
-        return closing
-      },
+      close: () => (closing ??= close()),
     }
   } catch (error) {
     await journal?.abandon()
     throw error
   }
+}
+
+function makeStats({ counts }: Tubes, { isDraining }: Server): BrokerStats {
+  const { ready, reserved, delayed, buried, waiting, clients, totalJobs } = counts
+  return { ready, reserved, delayed, buried, waiting, clients, totalJobs, isDraining }
 }
 
 async function endWith(server: Server, error: unknown): Promise<never> {

@@ -34,6 +34,8 @@ export interface ServerOptions {
   readonly now: () => number
   /** Replies wait for a sync of the journal. */
   readonly syncsEach: boolean
+  /** No job is taken that would make them all larger than this. */
+  readonly maxMemoryBytes: number
 }
 
 type Mode =
@@ -268,13 +270,18 @@ export class Server {
 
   #finishPut(client: Client, body: string | typeof UNTERMINATED): string {
     const now = this.#options.now()
-    if (body === UNTERMINATED || this.isDraining || this.#journal?.takesPut(body.length, now) === false) {
+    if (body === UNTERMINATED || this.isDraining || !this.#hasRoomFor(body.length, now)) {
       this.#tubes.abandonPut(client)
       if (body === UNTERMINATED) return 'EXPECTED_CRLF\r\n'
       return this.isDraining ? 'DRAINING\r\n' : 'OUT_OF_MEMORY\r\n'
     }
     this.#tubes.tick(now)
     return `INSERTED ${this.#tubes.finishPut(client, body, now).id}\r\n`
+  }
+
+  #hasRoomFor(bytes: number, now: number): boolean {
+    if (this.#tubes.memoryBytes + bytes > this.#options.maxMemoryBytes) return false
+    return this.#journal?.takesPut(bytes, now) ?? true
   }
 
   #reply(connection: Connection, text: string): void {

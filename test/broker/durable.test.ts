@@ -255,6 +255,19 @@ describe('a broker that is killed', () => {
     expect(await ask(again, put('y'))).toBe('INSERTED 6\r\n')
   })
 
+  it('refuses jobs before the memory of its process is used up, and takes them again when others are gone', async () => {
+    const node = [process.execPath, '--max-old-space-size=96']
+    const { child, port } = await spawnBroker([...node, SERVE, makeFolder(), 'never'])
+    const wire = await open(port)
+    let jobs = 0
+    while (jobs < 5000 && (await ask(wire, put('x'.repeat(60_000)))).startsWith('INSERTED')) jobs++
+    expect(await ask(wire, put('y'.repeat(60_000)))).toBe('OUT_OF_MEMORY\r\n')
+    expect(jobs).toBeGreaterThan(500)
+    for (let id = 1; id <= jobs; id++) await ask(wire, `delete ${id}\r\n`)
+    for (let n = 0; n < jobs; n++) expect(await ask(wire, put('z'.repeat(60_000)))).toMatch(/^INSERTED/)
+    expect(child.exitCode).toBeNull()
+  })
+
   it('gives its folder free, which no second one may use while it lives', async () => {
     const folder = makeFolder()
     const served = await serve(folder, 'interval')
