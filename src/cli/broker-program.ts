@@ -60,6 +60,8 @@ export async function run(args: readonly string[]): Promise<number> {
 }
 
 async function serve(config: Config): Promise<number> {
+  // By default it would open a debugger's port.
+  process.on('SIGUSR1', () => undefined)
   try {
     const broker = await startOwnBroker(config)
     const stopped = Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])

@@ -52,8 +52,8 @@ const OUTBOX_GRACE_MS = 5_000
 
 /** From the configuration to the end of the process. */
 export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promise<void> {
-  // A reload that comes while we start finds all fresh; by default it would end us.
-  process.on('SIGHUP', () => undefined)
+  // A reload that comes while we start finds all fresh; by default it would end us. USR1 would open a debugger's port.
+  for (const signal of ['SIGHUP', 'SIGUSR1'] as const) process.on(signal, () => undefined)
   const config = await readConfigOrEnd(flags)
   // Before anything lasting is started, and before the limits of algorithms are divided.
   const cgroup = await divideOwnGroup()
