@@ -5,12 +5,12 @@
 
 import { readFileSync } from 'node:fs'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
-import { distance } from 'fastest-levenshtein'
 import * as v from 'valibot'
 import { formatBytes, parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
+import { didYouMean } from './report/suggestion.ts'
 import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
@@ -235,6 +235,16 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
   return freeze(config) as unknown as Config
 }
 
+/** Absolute; the builtin one alone where the configuration is no help. Never throws for what stands there. */
+export async function findAlgorithmDirs(sources: Omit<ConfigSources, 'keys'> = {}): Promise<readonly string[]> {
+  try {
+    return (await loadConfig({ ...sources, keys: ['ALGORITHM_DIRS'] })).ALGORITHM_DIRS
+  } catch (error) {
+    if (error instanceof ConfigError) return [BUILTIN_ALGORITHMS]
+    throw error
+  }
+}
+
 /** Lists too: a Config is handed to every part of a program. */
 function freeze<T extends object>(config: T): T {
   for (const value of Object.values(config)) Object.freeze(value)
@@ -315,15 +325,6 @@ export function describeConfig(config: Config, keys: readonly ConfigKey[] = KEYS
     (key) => `${key}: ${SECRETS.has(key) && config[key] !== null ? '"***"' : JSON.stringify(config[key])}`,
   )
   return `--- \n${lines.join('\n')}\n`
-}
-
-/** `; did you mean X?` when one of the names is near, else nothing. */
-export function didYouMean(name: string, known: readonly string[]): string {
-  const near = known
-    .map((candidate) => ({ candidate, distance: distance(name.toLowerCase(), candidate.toLowerCase()) }))
-    .filter((entry) => entry.distance <= Math.max(2, Math.floor(name.length / 3)))
-    .sort((a, b) => a.distance - b.distance)[0]
-  return near === undefined ? '' : `; did you mean ${near.candidate}?`
 }
 
 function isKey(name: string): name is ConfigKey {

@@ -4,10 +4,11 @@
  */
 
 import { once } from 'node:events'
-import { Command, CommanderError } from 'commander'
+import type { Command } from 'commander'
 import { BrokerError } from '../broker/broker-error.ts'
 import { type Config, ConfigError, loadConfig, WORKER_KEYS } from '../config.ts'
 import { brokerAddress } from './broker.ts'
+import { makeCommand, parseCommandLine } from './command.ts'
 import { describeBrokerError, exitCodeOf, startOwnBroker } from './embedded.ts'
 import { complain, EXIT, writeOut } from './exit.ts'
 
@@ -18,8 +19,8 @@ interface Flags {
   readonly port?: string
 }
 
-function makeProgram(): Command {
-  return new Command(NAME)
+export function makeProgram(): Command {
+  return makeCommand(NAME)
     .description('Runs the embedded broker alone, on this machine, with its jobs in RESULT_BASEDIR/.state/broker.')
     .option('-c, --config <file>', 'rc file (YAML); see etc/qworkerrc for all keys')
     .option('-p, --port <n>', 'where it answers on 127.0.0.1 (rc: BEANSTALK_PORT)')
@@ -32,23 +33,11 @@ Examples:
   qworker broker -c etc/qworkerrc
   RESULT_BASEDIR=/srv/results qworker broker -p 11301`,
     )
-    .allowExcessArguments(false)
-    .configureOutput({
-      outputError: (text) => complain(NAME, `${text.replace(/^error: /, '').trimEnd()}\ntry qworker broker --help`),
-    })
-    .exitOverride()
 }
 
 /** @returns the exit code */
 export async function run(args: readonly string[]): Promise<number> {
-  const program = makeProgram()
-  try {
-    program.parse(args, { from: 'user' })
-  } catch (error) {
-    if (!(error instanceof CommanderError)) throw error
-    return error.exitCode === 0 ? EXIT.ok : EXIT.usage
-  }
-  const { config: file, port } = program.opts<Flags>()
+  const { config: file, port } = await parseCommandLine<Flags>(makeProgram(), args)
   try {
     const flags = { BEANSTALK_SERVER: 'embedded', BEANSTALK_PORT: port }
     return await serve(await loadConfig({ file, flags, keys: WORKER_KEYS }))

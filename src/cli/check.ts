@@ -1,13 +1,15 @@
 /** `qworker check`: tells all that is right or wrong with an installation, and takes no job. */
 
-import { Command, CommanderError } from 'commander'
-import { type Config, ConfigError, loadConfig, WORKER_KEYS } from '../config.ts'
+import type { Command } from 'commander'
+import { type Config, ConfigError, loadConfig, terminalEnvironment, WORKER_KEYS } from '../config.ts'
 import { type Finding, lateMessage, makeOk, makeProblem, withinTime } from './check/finding.ts'
 import { checkClock, checkGroups, checkLimits, checkTools } from './check/machine.ts'
 import { checkCatalogue, checkResultFolder, checkTracker } from './check/places.ts'
 import { checkBroker, checkHttp, checkS3, lateS3 } from './check/services.ts'
 import { checkStop, DEFAULT_UNIT } from './check/unit.ts'
-import { complain, EXIT, ignoreBrokenPipe, writeOut } from './exit.ts'
+import { type ColorWhen, decideColors, paint } from './color.ts'
+import { makeColorOption, makeCommand, parseCommandLine } from './command.ts'
+import { EXIT, writeOut } from './exit.ts'
 
 const NAME = 'qworker check'
 
@@ -16,15 +18,17 @@ interface Flags {
   readonly embedded?: boolean
   readonly unit?: string
   readonly json?: boolean
+  readonly color?: ColorWhen
 }
 
-function makeProgram(): Command {
-  return new Command(NAME)
+export function makeProgram(): Command {
+  return makeCommand(NAME)
     .description('Tells all that is right or wrong with an installation, one line each, and what to do about it.')
     .option('-c, --config <file>', 'rc file of the worker (YAML)')
     .option('--embedded', 'for a worker that is started so (rc: BEANSTALK_SERVER: embedded)')
     .option('--unit <file>', `systemd unit of the worker (${DEFAULT_UNIT}, if it is there)`)
     .option('--json', 'print one JSON object')
+    .addOption(makeColorOption())
     .addHelpText(
       'after',
       `
@@ -39,31 +43,15 @@ Examples:
   qworker check -c qworkerrc
   sudo -u qworker qworker check -c /etc/qworkerrc --json`,
     )
-    .allowExcessArguments(false)
-    .configureOutput({
-      outputError: (text) => complain(NAME, `${text.replace(/^error: /, '').trimEnd()}\ntry ${NAME} --help`),
-    })
-    .exitOverride()
 }
 
 /** @param args what follows the word check; resolves to the exit code */
 export async function run(args: readonly string[]): Promise<number> {
-  ignoreBrokenPipe()
-  const flags = parseFlags(args)
+  const flags = await parseCommandLine<Flags>(makeProgram(), args)
+  decideColors(flags.color, terminalEnvironment())
   const findings = await checkAll(flags)
   await writeOut(flags.json ? makeJson(findings) : makeText(findings))
   return exitCodeOf(findings)
-}
-
-function parseFlags(args: readonly string[]): Flags {
-  const program = makeProgram()
-  try {
-    program.parse(args, { from: 'user' })
-  } catch (error) {
-    if (!(error instanceof CommanderError)) throw error
-    process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
-  }
-  return program.opts<Flags>()
 }
 
 async function checkAll(flags: Flags): Promise<readonly Finding[]> {
@@ -118,8 +106,13 @@ function exitCodeOf(findings: readonly Finding[]): number {
   return findings.find(({ level }) => level === 'problem')?.exitCode ?? EXIT.ok
 }
 
+const TONES = { ok: 'good', warning: 'caution', problem: 'bad' } as const
+
 function makeText(findings: readonly Finding[]): string {
-  const lines = findings.map(({ level, check, message }) => `${level.padEnd(8)} ${check.padEnd(10)} ${message}\n`)
+  const lines = findings.map(
+    ({ level, check, message }) =>
+      `${paint('stdout', TONES[level], level)}${' '.repeat(8 - level.length)} ${check.padEnd(10)} ${message}\n`,
+  )
   const told = (['problem', 'warning'] as const).map((level) => {
     const count = countOf(findings, level)
     return `${count} ${level}${count === 1 ? '' : 's'}`

@@ -12,7 +12,8 @@ import { constants } from 'node:os'
 import { resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
-import { COLOR_CHOICES, type ColorChoice, makeEventWriter, openScreen, type Screen, wrap } from './demo/screen.ts'
+import { COLOR_WORDS, type ColorWhen } from './color.ts'
+import { makeEventWriter, openScreen, type Screen, wrap } from './demo/screen.ts'
 import { openStage, type Produced, type Stage } from './demo/stage.ts'
 import { parseForecast, SAMPLE, writeForecast } from './demo/summary.ts'
 import { complain, EXIT, endProgram, ignoreBrokenPipe, SIGNAL_BASE, withoutControls, writeOut } from './exit.ts'
@@ -34,7 +35,7 @@ const OWN_JOB = ['-a', 'forecast', '-p', '{"series": [3, 1, 4, 4, 2, 5, 5, 3, 6,
 interface Flags {
   readonly exit?: boolean
   readonly serve?: boolean
-  readonly color: ColorChoice
+  readonly color: ColorWhen
   readonly httpPort?: number
 }
 
@@ -81,7 +82,7 @@ function parseFlags(): Flags {
     )
     .option('--exit', 'end when the result is shown (so it is without a terminal)')
     .option('--serve', 'serve until Ctrl-C or SIGTERM (so it is on a terminal)')
-    .addOption(new Option('--color <when>', 'colors').choices(COLOR_CHOICES).default('auto'))
+    .addOption(new Option('--color <when>', 'colors').choices(COLOR_WORDS).default('auto'))
     .option('--http-port <n>', 'serve on this port (default: a free one)', parsePort)
     .addHelpText('after', '\nWith npm: npm run demo -- --exit')
     .allowExcessArguments(false)

@@ -1,87 +1,36 @@
+/** `drunken-sailor`: one voyage, or what is done with many. */
+
 import { readFile } from 'node:fs/promises'
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
+import { InvalidArgumentError } from 'commander'
 import { jobEnvironment } from '../config.ts'
-import { SAMPLE_SEED } from '../sailor/dice.ts'
+import { didYouMean } from '../report/suggestion.ts'
 import { enterJournal } from '../sailor/journal.ts'
-import { getMischief, isMischiefName, listMischiefs, MAX_MEGABYTES, makeEndText, writeAll } from '../sailor/mischief.ts'
-import { chooseMischief, isMegabytes, isSeconds, isSeed, type Orders, readOrders, sail } from '../sailor/voyage.ts'
-import { EXIT } from './exit.ts'
-import { VERSION } from './version.ts'
+import { getMischief, isMischiefName, listMischiefs, makeEndText, writeAll } from '../sailor/mischief.ts'
+import { chooseMischief, type Orders, readOrders, sail } from '../sailor/voyage.ts'
+import { parseCommandLine, runSubcommand } from './command.ts'
+import { EXIT, endProgram, ignoreBrokenPipe, writeOut } from './exit.ts'
+import { makeProgram, parseAttempt, SAILOR, type SailorFlags } from './sailor-flags.ts'
+import { SAILOR_SUBCOMMANDS } from './subcommands.ts'
 
 /** What the ancestor exits with; what a mischief exits with stands in its table. */
 const ANCESTOR_EXIT = 255
 
-type Flags = {
-  sleep?: number
-  verbose?: boolean
-  seed?: number
-  attempt?: number
-  outcome?: string
-  wild?: boolean
-  megabytes?: number
-  list?: boolean
-  json?: boolean
-  journal?: string
+async function main(): Promise<never> {
+  ignoreBrokenPipe()
+  const args = process.argv.slice(2)
+  const code = await runSubcommand(SAILOR, args, SAILOR_SUBCOMMANDS)
+  if (code !== undefined) return endProgram(SAILOR, code)
+  const flags = await parseCommandLine<SailorFlags>(makeProgram(), args, SAILOR_SUBCOMMANDS)
+  if (flags.list) return endProgram(SAILOR, await printList(flags.json ?? false))
+  // The reader of a flood may go away: there is nobody left to tell.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => process.exit(EXIT.ioError))
+  return process.exit(await embark(flags).catch(explainFailure))
 }
 
-const makeNumberParser = (holds: (value: number) => boolean, expected: string) => (text: string) => {
-  // The pattern refuses what Number() reads but a person would not write: '', ' 3', '0x10', '1e3'.
-  if (!/^\d+(\.\d+)?$/.test(text) || !holds(Number(text))) throw new InvalidArgumentError(`Expected ${expected}.`)
-  return Number(text)
-}
-
-const isAttempt = (value: unknown) => isSeed(value) && value >= 1
-const parseAttempt = makeNumberParser(isAttempt, 'a whole number from 1 on')
-
-function makeProgram(): Command {
-  return new Command('drunken-sailor')
-    .description('An algorithm that misbehaves, to try out how a worker copes with it.')
-    .option(
-      '-s, --sleep <seconds>',
-      'how long normal execution takes',
-      makeNumberParser(isSeconds, 'seconds, 0 or more'),
-    )
-    .option('-v, --verbose', 'tell which outcome was rolled')
-    .option('--seed <n>', 'same seed, same voyage', makeNumberParser(isSeed, 'a whole number from 0 on'))
-    .option('--attempt <k>', 'which throw of the seed (default: environment QWORKER_ATTEMPT, else 1)', parseAttempt)
-    .option('--outcome <name>', 'force this outcome')
-    .option('--wild', 'roll among all outcomes of --list, not only the first four')
-    .option(
-      '--megabytes <n>',
-      'size for eats-memory (default 512) and huge-file (default 256)',
-      makeNumberParser(isMegabytes, `a whole number from 1 to ${MAX_MEGABYTES}`),
-    )
-    .option('--list', 'print all outcomes and how each ends')
-    .option('--json', 'with --list: as JSON')
-    .addOption(new Option('--journal <dir>', 'where the sailors of a torture note themselves').hideHelp())
-    .addHelpText(
-      'after',
-      [
-        '',
-        'The four usual outcomes are normal, slow, faulty and infinite-loop, each as likely as the others.',
-        `With --seed ${SAMPLE_SEED} the first three attempts are infinite-loop, faulty, normal.`,
-        'Run as a job (QWORKER_UUID is set) it takes seed, outcome, wild, sleep and megabytes from ./input.json too.',
-        'The payload wins. Exits: as --list tells; 64 bad flags, 65 bad payload, 255 no -s or an unknown outcome.',
-        '',
-        'drunken-sailor torture breaks a whole deployment and counts what is lost: drunken-sailor torture --help',
-      ].join('\n'),
-    )
-    .version(VERSION, '-V, --version')
-    .allowExcessArguments(false)
-    .configureOutput({
-      outputError: (text, write) =>
-        write(`drunken-sailor: ${text.replace(/^error: /, '').trimEnd()}\ntry drunken-sailor --help\n`),
-    })
-    .exitOverride()
-}
-
-async function main(): Promise<number> {
-  if (process.argv[2] === 'torture') return (await import('./torture.ts')).runTorture(process.argv.slice(3))
-  const flags = makeProgram().parse().opts<Flags>()
-  if (flags.list) return printList(flags.json ?? false)
+async function embark(flags: SailorFlags): Promise<number> {
   const { outcome } = flags
   if (outcome !== undefined && !isMischiefName(outcome)) {
-    return refuse(ANCESTOR_EXIT, `Unknown dice value! All man abort ship!\n${await makeUnknownOutcomeText(outcome)}`)
+    return refuse(ANCESTOR_EXIT, `Unknown dice value! All man abort ship!\n${makeUnknownOutcomeText(outcome)}`)
   }
 
   let payload: Orders = {}
@@ -121,7 +70,7 @@ async function readJob(): Promise<{ orders: Orders } | { exitCode: number; compl
   const { key, expected, value } = read
   const reason =
     key === 'outcome' && typeof value === 'string'
-      ? await makeUnknownOutcomeText(value)
+      ? makeUnknownOutcomeText(value)
       : `"${key}" must be ${expected}, not ${makeValueText(value)}`
   return { exitCode: EXIT.data, complaint: `drunken-sailor: bad input.json: ${reason}` }
 }
@@ -132,16 +81,9 @@ function makeValueText(value: unknown): string {
   return typeof value === 'object' && value !== null ? 'an object' : JSON.stringify(value).slice(0, 80)
 }
 
-async function makeUnknownOutcomeText(outcome: string): Promise<string> {
-  const { distance } = await import('fastest-levenshtein')
-  const near = listMischiefs(true)
-    .map((name) => ({ name, edits: distance(outcome.toLowerCase(), name) }))
-    .filter(({ name, edits }) => edits <= 3 || (outcome.length >= 3 && name.includes(outcome.toLowerCase())))
-    .sort((a, b) => a.edits - b.edits)
-    .slice(0, 3)
-    .map(({ name }) => name)
-  const hint = near.length > 0 ? ` Did you mean ${near.join(', ')}?` : ''
-  return `Unknown outcome ${JSON.stringify(outcome.slice(0, 60))}.${hint} drunken-sailor --list prints all.`
+function makeUnknownOutcomeText(outcome: string): string {
+  const hint = didYouMean(outcome, listMischiefs(true)) || '.'
+  return `Unknown outcome ${JSON.stringify(outcome.slice(0, 60))}${hint} drunken-sailor --list prints all.`
 }
 
 async function printList(json: boolean): Promise<number> {
@@ -154,8 +96,8 @@ async function printList(json: boolean): Promise<number> {
         2,
       )
     : rows.map((row) => `${row.name.padEnd(width)}  ${row.description}; ${makeEndText(row)}`).join('\n')
-  await writeAll(process.stdout, `${text}\n`)
-  return 0
+  await writeOut(`${text}\n`)
+  return EXIT.ok
 }
 
 async function refuse(exitCode: number, complaint: string): Promise<number> {
@@ -164,13 +106,9 @@ async function refuse(exitCode: number, complaint: string): Promise<number> {
 }
 
 async function explainFailure(error: unknown): Promise<number> {
-  // Commander has already printed its help or its complaint.
   if (error instanceof InvalidArgumentError) return refuse(EXIT.usage, `error: QWORKER_ATTEMPT: ${error.message}`)
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT.usage
   const { code, message } = error as NodeJS.ErrnoException
   return refuse(code === undefined ? EXIT.software : EXIT.ioError, `drunken-sailor: ${message}`)
 }
 
-// The reader of a flood may go away: there is nobody left to tell.
-for (const stream of [process.stdout, process.stderr]) stream.on('error', () => process.exit(EXIT.ioError))
-process.exit(await main().catch(explainFailure))
+await main()

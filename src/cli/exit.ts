@@ -1,6 +1,8 @@
 /** How our programs end: one table of exit codes, and output that is out before the end. */
 
 import { writeSync } from 'node:fs'
+import type { Tone } from '../report/log.ts'
+import { paint } from './color.ts'
 
 /**
  * Exit codes, after BSD's sysexits where it has one.
@@ -74,10 +76,10 @@ export function withoutControls(text: string): string {
 }
 
 /** Writes one message to stderr at once. The first line bears the program's name, further ones are indented. */
-export function complain(program: string, message: string): void {
+export function complain(program: string, message: string, tone: Tone = 'bad'): void {
   try {
     const lines = withoutControls(message.trimEnd()).replaceAll('\n', '\n  ')
-    writeSync(2, `${program}: ${lines}\n`)
+    writeSync(2, `${paint('stderr', tone, `${program}:`)} ${lines}\n`)
   } catch {
     // stderr is full or closed: nobody is left to be told.
   }

@@ -13,9 +13,10 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
-import { Command, CommanderError } from 'commander'
+import type { Command } from 'commander'
 import { algorithmEnvironment } from '../config.ts'
-import { complain, EXIT, ignoreBrokenPipe, writeOut } from './exit.ts'
+import { makeCommand, parseCommandLine } from './command.ts'
+import { complain, EXIT, writeOut } from './exit.ts'
 import { findInvocation, type Invocation, quote } from './invocation.ts'
 
 const NAME = 'qworker init'
@@ -23,8 +24,8 @@ const TEMPLATE = resolve(import.meta.dirname, '..', '..', 'etc', 'project')
 /** npm leaves files of that name out of a package. */
 const RENAMED: Readonly<Record<string, string>> = { 'results/gitignore': 'results/.gitignore' }
 
-function makeProgram(): Command {
-  return new Command(NAME)
+export function makeProgram(): Command {
+  return makeCommand(NAME)
     .description(
       'Writes a small project that works: rc files for worker and producer, one algorithm to start from, a folder for results.',
     )
@@ -34,20 +35,17 @@ function makeProgram(): Command {
       `
 Nothing is overwritten. The broker is embedded in the worker: nothing else needs to be installed or started.
 
-Example:
-  qworker init jobs`,
+Examples:
+  qworker init jobs
+  qworker init . && qworker -c qworkerrc`,
     )
-    .allowExcessArguments(false)
-    .configureOutput({
-      outputError: (text) => complain(NAME, `${text.replace(/^error: /, '').trimEnd()}\ntry ${NAME} --help`),
-    })
-    .exitOverride()
 }
 
 /** @param args what follows the word init; resolves to the exit code */
 export async function run(args: readonly string[]): Promise<number> {
-  ignoreBrokenPipe()
-  const named = parseDir(args)
+  const program = makeProgram()
+  await parseCommandLine(program, args)
+  const [named = ''] = program.args
   if (named === '') {
     complain(NAME, 'a folder has a name; this is empty text')
     return EXIT.usage
@@ -61,17 +59,6 @@ export async function run(args: readonly string[]): Promise<number> {
   }
   await writeOut(nextSteps(dir, invocation))
   return EXIT.ok
-}
-
-function parseDir(args: readonly string[]): string {
-  const program = makeProgram()
-  try {
-    program.parse(args, { from: 'user' })
-  } catch (error) {
-    if (!(error instanceof CommanderError)) throw error
-    process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
-  }
-  return program.args[0] ?? ''
 }
 
 /** Absolute paths: the second command is for another terminal, which is in another folder. */

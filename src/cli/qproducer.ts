@@ -1,38 +1,20 @@
 /** `qproducer`: puts jobs into the queue, one or many, and follows one to its end if asked to. */
 
 import { open } from 'node:fs/promises'
-import { Command, CommanderError } from 'commander'
 import type { Config, ConfigKey } from '../config.ts'
 import { parseDuration } from '../job/duration.ts'
 import { describe, encodePackage, PackageError, type WorkPackage } from '../job/package.ts'
 import { makePackage, payloadFromText, submit } from '../producer.ts'
 import { isTubeName, openQueue, type PutOptions, type Queue, QueueError, type Ticket } from '../queue/queue.ts'
+import { didYouMean } from '../report/suggestion.ts'
 import { brokerAdvice, brokerUrl } from './broker.ts'
+import { decideColors } from './color.ts'
+import { parseCommandLine, refuse } from './command.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
-import { VERSION } from './version.ts'
-
-const PROGRAM = 'qproducer'
+import { makeProgram, PRODUCER as PROGRAM, type ProducerFlags } from './qproducer-flags.ts'
 
 /** Largest payload that is read; beanstalkd's own limit (-z) ends at 1 GiB, and nobody sends that through a queue. */
 const MAX_PAYLOAD_BYTES = 256 * 2 ** 20
-
-interface Flags {
-  config?: string
-  algorithm?: string
-  payload?: string
-  verbose?: boolean
-  priority?: string
-  delay?: string
-  ttr?: string
-  tube?: string
-  uuid?: string
-  maxAttempts?: string
-  tag?: string[]
-  batch?: string
-  wait?: boolean
-  timeout?: string
-  json?: boolean
-}
 
 /** A command line that makes sense. */
 interface Order {
@@ -54,74 +36,18 @@ interface Accepted {
   readonly url: string
 }
 
-const EXAMPLES = `
-PAYLOAD is a JSON object or list ('{"days": 7}'), @FILE, - for stdin, or text, sent as {"payload": text}. Default {}.
-Durations are seconds, or have a unit: 90, 90s, 5m, 2h, 1d.
-Each line of a batch is a payload, or a whole work package [{"uuid": ..., "type": ...}, payload].
-
-Examples:
-  qproducer -a sleep -p '{"seconds": 3}'
-  qproducer -a forecast -p @series.json --ttr 10m --wait | jq .result
-  qproducer -a forecast --batch series.ndjson --tag season=winter
-  generate | qproducer -a sleep --batch - --json
-
-With --wait stdout has the result document only, and the exit code is that of the job: 0 complete, the last attempt's
-own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,
-69 broker or result not reachable, 74 cannot write, 78 bad configuration, 130 interrupted.`
-
-function makeProgram(): Command {
-  return new Command(PROGRAM)
-    .description('Puts jobs into the queue: takes a payload, makes a work package, prints where its result will be.')
-    .option('-c, --config <file>', 'rc file (YAML)')
-    .option('-a, --algorithm <type>', 'algorithm that runs the job')
-    .option('-p, --payload <payload>', 'payload: JSON, plain text, @file, or - for stdin')
-    .option('-v, --verbose', 'tell more')
-    .option('--priority <n>', '0 is most urgent (PRIORITY)')
-    .option('--delay <duration>', 'time before the job may start (DELAY)')
-    .option('--ttr <duration>', 'time to run, at least 1 s (TTR)')
-    .option('--tube <name>', 'tube to put into (TUBE)')
-    .option('--uuid <hex>', '32 lower-case hexadecimal digits (default: a new one)')
-    .option('--max-attempts <n>', "tries before the job is buried (default: the worker's MAX_ATTEMPTS)")
-    .option(
-      '--tag <key=value>',
-      'label of the job; may be given more than once',
-      (tag: string, tags: string[] = []) => [...tags, tag],
-    )
-    .option('--batch <file>', 'a job for each line of this file, or of stdin with -')
-    .option('--wait', 'follow the job to its end and print its result')
-    .option('--timeout <duration>', 'with --wait: wait no longer than this')
-    .option('--json', 'print one JSON object (with --batch: one for each job, then the account)')
-    .version(VERSION, '-V, --version')
-    .addHelpText('after', EXAMPLES)
-    .allowExcessArguments(false)
-    .configureOutput({
-      outputError: (text) => complain(PROGRAM, `${text.replace(/^error: /, '').trimEnd()}\ntry qproducer --help`),
-    })
-    .exitOverride()
-}
-
-function parseFlags(argv: readonly string[]): Flags {
-  const program = makeProgram()
-  try {
-    return program.parse(argv, { from: 'user' }).opts<Flags>()
-  } catch (error) {
-    if (!(error instanceof CommanderError)) throw error
-    process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
-  }
-}
-
 function usage(message: string): never {
-  return endWithError(PROGRAM, EXIT.usage, `${message}\ntry qproducer --help`)
+  return refuse(PROGRAM, message)
 }
 
 /** Pairs that contradict each other, with the reason. */
-const CONFLICTS: readonly [keyof Flags, keyof Flags, string][] = [
+const CONFLICTS: readonly [keyof ProducerFlags, keyof ProducerFlags, string][] = [
   ['batch', 'payload', 'each line of the batch is a payload'],
   ['batch', 'uuid', 'each job needs a uuid of its own'],
   ['batch', 'wait', 'only a single job can be waited for'],
 ]
 
-function checkFlags(flags: Flags): Order {
+function checkFlags(flags: ProducerFlags): Order {
   for (const [one, other, reason] of CONFLICTS) {
     if (flags[one] !== undefined && flags[other] !== undefined) {
       usage(`--${one} and --${other} do not go together: ${reason}; leave one out`)
@@ -151,7 +77,7 @@ function checkFlags(flags: Flags): Order {
   return order
 }
 
-function makeSettings(flags: Flags): Partial<Record<ConfigKey, unknown>> {
+function makeSettings(flags: ProducerFlags): Partial<Record<ConfigKey, unknown>> {
   const { priority, delay, ttr, tube } = flags
   if (tube !== undefined && !isTubeName(tube)) {
     usage(`--tube takes 1 to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), not beginning with -; it is ${describe(tube)}`)
@@ -193,8 +119,9 @@ function parseTags(tags: readonly string[]): Record<string, string> {
   return Object.fromEntries(pairs)
 }
 
-async function readConfig(flags: Flags, order: Order): Promise<{ config: Config; dump: string }> {
-  const { ConfigError, describeConfig, loadConfig, PRODUCER_KEYS } = await import('../config.ts')
+async function readConfig(flags: ProducerFlags, order: Order): Promise<{ config: Config; dump: string }> {
+  const { ConfigError, describeConfig, loadConfig, PRODUCER_KEYS, terminalEnvironment } = await import('../config.ts')
+  decideColors(flags.color, terminalEnvironment())
   try {
     const config = await loadConfig({ file: flags.config, flags: order.settings, keys: PRODUCER_KEYS })
     return { config, dump: describeConfig(config, PRODUCER_KEYS) }
@@ -269,7 +196,7 @@ async function connect(config: Config): Promise<Queue> {
 }
 
 async function main(argv: readonly string[]): Promise<number> {
-  const flags = parseFlags(argv)
+  const flags = await parseCommandLine<ProducerFlags>(makeProgram(), argv)
   const order = checkFlags(flags)
   const { config, dump } = await readConfig(flags, order)
   // With --json and --wait stdout belongs to the document.
@@ -281,6 +208,7 @@ async function main(argv: readonly string[]): Promise<number> {
     delaySeconds: config.DELAY,
     ttrSeconds: config.TTR,
   }
+  await hintAtAlgorithm(flags)
   const connecting = `Starting producer, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
   if (flags.batch !== undefined) {
     const { openBatchSource, runBatch } = await import('./batch.ts')
@@ -313,6 +241,16 @@ async function main(argv: readonly string[]): Promise<number> {
   if (flags.wait) return follow(accepted, queue, config, order.timeoutSeconds, flags.json ?? false)
   if (flags.json) await writeOut(`${JSON.stringify(describeAccepted(accepted))}\n`)
   return EXIT.ok
+}
+
+/** The worker may be elsewhere, and know what is not known here: a job is put all the same. */
+async function hintAtAlgorithm({ algorithm, config: file }: ProducerFlags): Promise<void> {
+  if (algorithm === undefined) return
+  const { listAlgorithmNames } = await import('./algorithm-names.ts')
+  const names = await listAlgorithmNames({ file })
+  if (names.includes(algorithm)) return
+  const hint = didYouMean(algorithm, names)
+  if (hint !== '') complain(PROGRAM, `no algorithm ${algorithm} here${hint} The job is put all the same`, 'caution')
 }
 
 function sayOnStdout(text: string): void {
@@ -370,7 +308,7 @@ async function follow(
     signal: interrupt.signal,
     warn: (message) => {
       clear()
-      complain(PROGRAM, message)
+      complain(PROGRAM, message, 'caution')
     },
     show: (line) => onTerminal && process.stderr.write(`\r\x1b[2K${line}`),
   })

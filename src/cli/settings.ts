@@ -20,6 +20,7 @@ import type { S3Options } from '../store/store.ts'
 import { sqliteUrl } from '../tracker/tracker.ts'
 import type { Worker, WorkerSettings } from '../worker/worker.ts'
 import { brokerUrl, isEmbedded } from './broker.ts'
+import type { ColorWhen } from './color.ts'
 import { checkAlgorithms } from './startup.ts'
 
 export interface WorkerFlags {
@@ -27,8 +28,9 @@ export interface WorkerFlags {
   readonly verbose?: boolean
   readonly jobs?: string
   readonly tube?: string[]
-  readonly once?: boolean
   readonly embedded?: boolean
+  readonly once?: boolean
+  readonly color?: ColorWhen
 }
 
 /** What only a restart changes: open files, listening ports, a client with its connections. */

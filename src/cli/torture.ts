@@ -2,7 +2,7 @@
 
 import { randomInt } from 'node:crypto'
 import { join } from 'node:path'
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import {
   algorithmEnvironment,
   type Config,
@@ -18,7 +18,8 @@ import { makeProgressLine, makeVerdictText } from '../sailor/torture/text.ts'
 import { type TortureEnd, type TortureOptions, torture } from '../sailor/torture/torture.ts'
 import { isSeed } from '../sailor/voyage.ts'
 import { EMBEDDED_HOST, isEmbedded } from './broker.ts'
-import { complain, EXIT, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
+import { makeCommand, parseCommandLine } from './command.ts'
+import { complain, EXIT, endWithError, writeOut } from './exit.ts'
 import { s3OptionsOf } from './settings.ts'
 
 const NAME = 'drunken-sailor torture'
@@ -64,8 +65,8 @@ const parseMinutes = makeNumberParser('minutes, more than 0, at most 1440', (n) 
 const parseRate = makeNumberParser('jobs, more than 0, at most 100', (n) => n > 0 && n <= 100)
 const parseWorkers = makeNumberParser('a whole number from 1 to 16', (n) => Number.isInteger(n) && n >= 1 && n <= 16)
 
-function makeProgram(): Command {
-  return new Command(NAME)
+export function makeProgram(): Command {
+  return makeCommand(NAME)
     .description(
       'Puts jobs of all mischiefs, breaks what it can meanwhile, and compares at the end what producers were told with what the queue, the disk and S3 hold.',
     )
@@ -97,17 +98,11 @@ Examples:
   drunken-sailor torture --private --minutes 20 --seed 7
   drunken-sailor torture -c etc/qworkerrc --minutes 5`,
     )
-    .allowExcessArguments(false)
-    .configureOutput({
-      outputError: (text) => complain(NAME, `${text.replace(/^error: /, '').trimEnd()}\ntry ${NAME} --help`),
-    })
-    .exitOverride()
 }
 
 /** @param args what follows the word torture; resolves to the exit code */
-export async function runTorture(args: readonly string[]): Promise<number> {
-  ignoreBrokenPipe()
-  const flags = parseFlags(args)
+export async function run(args: readonly string[]): Promise<number> {
+  const flags = await parseCommandLine<Flags>(makeProgram(), args)
   if (process.platform !== 'linux')
     return refuse(EXIT.unavailable, 'it looks at processes through /proc: it needs Linux')
   if (!flags.private && flags.config === undefined)
@@ -185,17 +180,6 @@ function listenForInterruption(): AbortController {
   // Once more does no more: what was started is being ended.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => interruption.abort())
   return interruption
-}
-
-function parseFlags(args: readonly string[]): Flags {
-  const program = makeProgram()
-  try {
-    program.parse(args, { from: 'user' })
-  } catch (error) {
-    if (!(error instanceof CommanderError)) throw error
-    process.exit(error.exitCode === 0 ? EXIT.ok : EXIT.usage)
-  }
-  return program.opts<Flags>()
 }
 
 function readConfig(flags: Flags): Promise<Config> {

@@ -1,7 +1,17 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-/** From package.json, two folders up from `src/cli` and `dist/cli` alike. */
-export const VERSION: string = JSON.parse(
-  readFileSync(join(import.meta.dirname, '..', '..', 'package.json'), 'utf8'),
-).version
+const PROJECT = join(import.meta.dirname, '..', '..')
+
+/** Written when the program is built, where a git checkout is: see finish-build.ts. */
+export const COMMIT_FILE = join(PROJECT, 'dist', 'commit')
+
+/** `0.1.0 (abc1234)`, or only the version where the commit is not known. */
+export function readVersion(): string {
+  const { version } = JSON.parse(readFileSync(join(PROJECT, 'package.json'), 'utf8')) as { version: string }
+  try {
+    return `${version} (${readFileSync(COMMIT_FILE, 'utf8').trim()})`
+  } catch {
+    return version
+  }
+}

@@ -10,13 +10,14 @@ import {
   ConfigError,
   describeConfig,
   serviceEnvironment,
+  terminalEnvironment,
   WORKER_KEYS,
 } from '../config.ts'
 import { type ResultServer, startResultServer } from '../http/server.ts'
 import { startOutbox } from '../outbox.ts'
 import type { Stores } from '../publish.ts'
 import { type Bus, makeBus } from '../report/events.ts'
-import { makeLog } from '../report/log.ts'
+import { makeLog, type Tone } from '../report/log.ts'
 import type { Catalogue } from '../run/algorithm.ts'
 import { openGroups } from '../run/cgroup.ts'
 import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
@@ -29,9 +30,11 @@ import { openTracker, type Tracker, TrackerError } from '../tracker/tracker.ts'
 import { makeRecovery } from '../worker/recovery.ts'
 import { startWorker, type Worker } from '../worker/worker.ts'
 import { brokerAddress, isEmbedded } from './broker.ts'
+import { decideColors, paint } from './color.ts'
 import { type EarlySignals, STOP_SIGNALS } from './early-signals.ts'
 import { describeBrokerError, type EmbeddedBroker, exitCodeOf, openEmbeddedBroker } from './embedded.ts'
 import { complain, EXIT, endProgram, endWithError, writeOut } from './exit.ts'
+import { type LogOutput, openLogOutput } from './log-output.ts'
 import { type Notifier, openNotifier } from './notify.ts'
 import {
   directoryOf,
@@ -47,13 +50,13 @@ import {
 import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
 
 const NAME = 'qworker'
-const MAX_UNREAD_BYTES = 4 * 2 ** 20
 const OUTBOX_GRACE_MS = 5_000
 
 /** From the configuration to the end of the process. */
 export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promise<void> {
   // A reload that comes while we start finds all fresh; by default it would end us. USR1 would open a debugger's port.
   for (const signal of ['SIGHUP', 'SIGUSR1'] as const) process.on(signal, () => undefined)
+  decideColors(flags.color, terminalEnvironment())
   const config = await readConfigOrEnd(flags)
   // Before anything lasting is started, and before the limits of algorithms are divided.
   const cgroup = await divideOwnGroup()
@@ -76,8 +79,9 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   }
 
   const bus = makeBus((error) => complain(NAME, `log: ${String(error)}`))
-  bus.subscribe(makeLog(logOptions(config, flags)))
-  if (flags.verbose && logOptions(config, flags).format === 'text') {
+  const log = openLogOutput()
+  bus.subscribe(makeLog(logOptions(config, flags, log)))
+  if (flags.verbose && logFormat(config) === 'text') {
     await writeOut(`Using this configuration:\n${describeConfig(config, WORKER_KEYS)}---\n`)
     await writeOut(`Starting worker, connecting to ${brokerAddress(config)}\n`)
   }
@@ -88,7 +92,7 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
     publisher.staging = folder
   }
   const broker = isEmbedded(config) ? await openBrokerOrEnd(config, bus, cgroup) : undefined
-  await serve(config, flags, { broker, catalogue, stores, tracker, bus, cgroup, setStaging, early })
+  await serve(config, flags, { broker, catalogue, stores, tracker, bus, cgroup, log, setStaging, early })
 }
 
 function controllersOf(cgroup: Parts['cgroup']): readonly string[] {
@@ -107,6 +111,7 @@ interface Parts {
   readonly stores: Stores
   readonly tracker: Tracker
   readonly bus: Bus
+  readonly log: LogOutput
   readonly cgroup: Delegation | { readonly why: string }
   /** Where the local store may prepare what it publishes. */
   readonly setStaging: (folder: string) => void
@@ -167,6 +172,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   await guard.stop()
   await Promise.all([stores.local.close(), stores.s3?.close(), tracker.close(), notifier.close()])
   if ('path' in cgroup) cgroup.giveBack()
+  await parts.log.flush()
   await endProgram(NAME, flags.once && worker?.lastSettlement()?.action !== 'delete' ? EXIT.failed : EXIT.ok)
 }
 
@@ -302,14 +308,17 @@ async function openStores(config: Config, publisher: Publisher): Promise<Stores>
   return { local, s3: await openS3Store(s3) }
 }
 
-/** Where nobody reads what we log, lines are dropped rather than gathered without end. */
-function writeBounded(text: string): void {
-  if (process.stdout.writableLength < MAX_UNREAD_BYTES) void writeOut(text)
+function logFormat({ LOG_FORMAT }: Config): 'text' | 'json' {
+  return LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : LOG_FORMAT
 }
 
-function logOptions(config: Config, flags: WorkerFlags): Parameters<typeof makeLog>[0] {
-  const format = config.LOG_FORMAT === 'auto' ? (process.stdout.isTTY ? 'text' : 'json') : config.LOG_FORMAT
-  return { format, level: config.LOG_LEVEL, verbose: flags.verbose ?? false, write: writeBounded }
+function paintOut(tone: Tone, text: string): string {
+  return paint('stdout', tone, text)
+}
+
+function logOptions(config: Config, flags: WorkerFlags, log: LogOutput): Parameters<typeof makeLog>[0] {
+  const rest = { level: config.LOG_LEVEL, verbose: flags.verbose ?? false, paint: paintOut }
+  return { format: logFormat(config), write: (text) => log.write(text), isFile: log.isFile, ...rest }
 }
 
 function endWithProblems(problems: readonly Problem[]): never {

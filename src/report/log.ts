@@ -7,6 +7,9 @@ import { destination, type Level, pino } from 'pino'
 import { reasonOf } from '../job/outcome.ts'
 import type { Listener, WorkerEvent } from './events.ts'
 
+/** How an event strikes the reader; what has none is plain. */
+export type Tone = 'good' | 'caution' | 'bad' | 'quiet'
+
 export interface LogOptions {
   readonly format: 'text' | 'json'
   readonly level: 'debug' | 'info' | 'warn' | 'error'
@@ -14,6 +17,10 @@ export interface LogOptions {
   readonly verbose: boolean
   /** where text goes; JSON goes to descriptor 1 */
   readonly write: (text: string) => void
+  /** stdout is a file: format json is given to `write` too, which does not wait for its disk */
+  readonly isFile?: boolean
+  /** gives text its colour; only with format text */
+  readonly paint?: (tone: Tone, text: string) => string
 }
 
 const LEVEL_RANK = { debug: 0, info: 1, warn: 2, error: 3 }
@@ -22,21 +29,25 @@ const MAX_UNWRITTEN_BYTES = 4 * 2 ** 20
 
 /** A listener that writes the log. */
 export function makeLog(options: LogOptions): Listener {
-  if (options.format === 'json') return makeJsonLog(options.level)
+  if (options.format === 'json') return makeJsonLog(options.level, options.isFile ? options.write : openStdout())
   const render = options.verbose ? verboseLines : (event: WorkerEvent) => [shortLine(event)]
   return (event) => {
     if (LEVEL_RANK[levelOf(event)] < LEVEL_RANK[options.verbose ? 'debug' : options.level]) return
-    const lines = render(event)
-    if (lines.length > 0) options.write(`${lines.map(printable).join('\n')}\n`)
+    const lines = render(event).map(printable)
+    if (lines.length > 0) options.write(`${paintLines(event, lines, options.paint).join('\n')}\n`)
   }
 }
 
-function makeJsonLog(level: Level): Listener {
+function openStdout(): (line: string) => void {
   // Synchronous: a line that tells why a process ended must be out before it ends.
   // A reader that does not read must not stop the worker: lines wait here, and beyond the limit they are dropped.
   const out = destination({ dest: 1, sync: true, maxLength: MAX_UNWRITTEN_BYTES, retryEAGAIN: () => false })
   // A reader that went away (EPIPE) must not end the worker.
   out.on('error', () => undefined)
+  return (line) => void out.write(line)
+}
+
+function makeJsonLog(level: Level, write: (line: string) => void): Listener {
   const log = pino(
     {
       level,
@@ -44,7 +55,7 @@ function makeJsonLog(level: Level): Listener {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    { write: (line: string) => out.write(escapeControls(line)) },
+    { write: (line: string) => write(escapeControls(line)) },
   )
   return (event) => {
     const { event: name, ...fields } = event
@@ -95,6 +106,27 @@ function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
     default:
       return 'info'
   }
+}
+
+function toneOf(event: WorkerEvent): Tone | undefined {
+  if (event.event === 'job_settled') return SETTLEMENT_TONES[event.settlement.action]
+  return LEVEL_TONES[levelOf(event)]
+}
+
+const LEVEL_TONES = { debug: 'quiet', info: undefined, warn: 'caution', error: 'bad' } as const
+const SETTLEMENT_TONES = { delete: 'good', release: 'caution', bury: 'bad', none: 'caution' } as const
+
+/** What happened has the colour; which job it was has none, and what an algorithm printed keeps its own words plain. */
+function paintLines(event: WorkerEvent, lines: readonly string[], paint: LogOptions['paint']): readonly string[] {
+  const tone = toneOf(event)
+  if (paint === undefined || tone === undefined) return lines
+  const isOurs = (i: number) => event.event !== 'run_ended' || i === lines.length - 1
+  const subject = 'uuid' in event && 'type' in event ? `${event.uuid} ${printable(String(event.type))}: ` : ''
+  return lines.map((line, i) => {
+    if (!isOurs(i)) return line
+    const plain = line.startsWith(subject) ? subject : ''
+    return `${plain}${paint(tone, line.slice(plain.length))}`
+  })
 }
 
 /** One line for each event. */

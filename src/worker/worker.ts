@@ -6,6 +6,7 @@ import type { OutboxCarrier } from '../outbox.ts'
 import type { Stores } from '../publish.ts'
 import type { Queue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
+import { didYouMean } from '../report/suggestion.ts'
 import type { Algorithm, Catalogue } from '../run/algorithm.ts'
 import type { Groups } from '../run/cgroup.ts'
 import type { Tracker } from '../tracker/tracker.ts'
@@ -317,5 +318,7 @@ function whyUnknown(type: string, catalogue: Catalogue): string {
   const broken = catalogue.broken.get(type)
   if (broken !== undefined) return `algorithm ${type} cannot be run here: ${broken}`
   const known = [...catalogue.algorithms.keys()].sort()
-  return `there is no algorithm ${type} here; there ${known.length === 1 ? 'is' : 'are'} ${known.join(', ')}; after installing it: SIGHUP to the worker, then kick the job`
+  const hint = didYouMean(type, known)
+  const list = `${hint === '' ? '; there' : `${hint} There`} ${known.length === 1 ? 'is' : 'are'} ${known.join(', ')}`
+  return `there is no algorithm ${type} here${list}; after installing it: SIGHUP to the worker, then kick the job`
 }

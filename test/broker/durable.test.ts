@@ -91,7 +91,9 @@ const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$
 
 /** Sends pipelined commands until the connection ends; hands out the replies in their order. */
 async function pour(port: number, commands: () => string | undefined, onReply: (reply: string) => void): Promise<void> {
-  const wire = await open(port)
+  // The kill may come before it.
+  const wire = await open(port).catch(() => undefined)
+  if (wire === undefined) return
   let inFlight = 0
   for (;;) {
     for (; inFlight < 64; inFlight++) {

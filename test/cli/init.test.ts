@@ -185,7 +185,7 @@ test('where a file cannot be written, nothing is left of the project', () => {
 test.each<[string[], RegExp]>([
   [[], /missing required argument 'dir'\n {2}try qworker init --help/],
   [['a', 'b'], /too many arguments/],
-  [['--force', 'a'], /unknown option '--force'/],
+  [['--force', 'a'], /unknown option "--force"/],
   [[''], /a folder has a name/],
 ])('init %j is refused with the expected form', (args, message) => {
   const top = makeTop()
@@ -195,6 +195,6 @@ test.each<[string[], RegExp]>([
 
 test('qworker --help names it, and it has a help of its own', () => {
   const { stdout } = spawnSync(process.execPath, [BIN, '--help'], { encoding: 'utf8', env: { PATH } })
-  expect(stdout).toMatch(/qworker init DIR/)
+  expect(stdout).toMatch(/Commands:\n {2}init DIR /)
   expect(init(['--help'])).toMatchObject({ status: 0, stdout: expect.stringMatching(/Nothing is overwritten/) })
 })

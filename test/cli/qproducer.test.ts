@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -155,7 +155,7 @@ describe('qproducer', () => {
     [['-a', 'sleep', '--batch', '-', '-p', '-'], '--batch and --payload do not go together'],
     [['-a', 'sleep', '--batch', 'x', '--uuid', UUID], '--batch and --uuid do not go together'],
     [['-a', 'sleep', '--batch', 'x', '--wait'], '--batch and --wait do not go together'],
-    [['-a', 'sleep', '--prority', '3'], "unknown option '--prority'\n  (Did you mean --priority?)"],
+    [['-a', 'sleep', '--prority', '3'], 'unknown option "--prority"; did you mean --priority?\n  try qproducer --help'],
     [['-a', 'sleep', 'extra'], 'too many arguments'],
     [['-a'], 'argument missing'],
   ])('refuses the command line %j with 64 and puts nothing', async (args, message) => {
@@ -176,6 +176,30 @@ describe('qproducer', () => {
     expect(run).toMatchObject({ code, stdout: '' })
     expect(run.stderr).toContain(message)
     expect(await broker.stat('cmd-put')).toBe(before)
+  })
+
+  it('hints at the algorithm that was meant where this machine has one of nearly that name, and puts the job', async () => {
+    const dir = await newDir()
+    await mkdir(join(dir, 'mine', 'harvest'), { recursive: true })
+    const rc = join(dir, 'rc')
+    await writeFile(rc, 'ALGORITHM_DIRS: [mine, nothing, builtin]\n')
+    const hint = async (type: string, ...args: string[]) => {
+      const tube = newTube()
+      const run = await runQproducer(broker, ['-a', type, '--tube', tube, '--json', ...args])
+      expect(run.code).toBe(0)
+      expect(JSON.parse(run.stdout)).toMatchObject({ type })
+      expect(await takeAll(tube)).toHaveLength(1)
+      return run.stderr
+    }
+    expect(await hint('forcast')).toBe(
+      'qproducer: no algorithm forcast here; did you mean forecast? The job is put all the same\n',
+    )
+    expect(await hint('harvst', '-c', rc)).toContain('; did you mean harvest?')
+    expect(await hint('forcast', '-c', rc)).toContain('; did you mean forecast?')
+    // What is there, what resembles nothing, and what may be known elsewhere only.
+    for (const type of ['forecast', 'weather']) expect(await hint(type)).toBe('')
+    expect(await hint('harvest', '-c', rc)).toBe('')
+    expect(await hint('harvst')).toBe('')
   })
 
   it('refuses a payload that is no UTF-8', async () => {
@@ -236,7 +260,7 @@ describe('qproducer', () => {
     expect(help).toMatchObject({ code: 0, stderr: '' })
     expect(help.stdout).toContain('--batch')
     expect(help.stdout).toContain('Examples:')
-    expect((await runQproducer(undefined, ['-V'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/)
+    expect((await runQproducer(undefined, ['-V'])).stdout).toMatch(/^\d+\.\d+\.\d+( \([0-9a-f]{7,}(-dirty)?\))?\n$/)
   })
 })
 

@@ -91,6 +91,18 @@ test('a job of an unknown type is buried, never run nor deleted, even after a su
   expect(home.result(first)).toBeDefined()
 })
 
+test('a type that is nearly the name of an algorithm is buried with that name in its reason', async () => {
+  const home = await install({ CONCURRENCY: '1' })
+  home.addAlgorithm('forecast', 'echo 1')
+  home.addAlgorithm('ok', 'echo 1')
+  const uuid = await home.putJob('forcast')
+  const worker = await home.startWorker()
+  await worker.waitFor('the end of the job', ({ event }) => event === 'job_refused')
+  expect(home.status(uuid)?.reason).toMatch(
+    /no algorithm forcast here; did you mean forecast\? There are forecast, ok; after/,
+  )
+})
+
 test('a failing job is retried with growing delay and buried at its last attempt, others run meanwhile (B5)', async () => {
   const home = await install({ CONCURRENCY: '1', RETRY_DELAY: '1', MAX_ATTEMPTS: '3' })
   home.addAlgorithm('bad', 'echo "attempt $QWORKER_ATTEMPT of $QWORKER_MAX_ATTEMPTS" >&2; exit 10')

@@ -2,11 +2,10 @@
 
 import { styleText } from 'node:util'
 import { hasGlyphs, type TerminalEnvironment, terminalEnvironment } from '../../config.ts'
+import { type ColorWhen, wantsColor } from '../color.ts'
 import { withoutControls } from '../exit.ts'
 import type { Told, Tone } from './story.ts'
 
-export const COLOR_CHOICES = ['auto', 'always', 'never'] as const
-export type ColorChoice = (typeof COLOR_CHOICES)[number]
 export type Style = Parameters<typeof styleText>[0]
 
 export interface Screen {
@@ -19,7 +18,7 @@ export interface Screen {
 const USUAL_COLUMNS = 80
 
 export function openScreen(
-  choice: ColorChoice,
+  choice: ColorWhen,
   stdout: { readonly isTTY?: boolean; readonly columns?: number } = process.stdout,
   environment: TerminalEnvironment = terminalEnvironment(),
   withGlyphs: boolean = hasGlyphs(),
@@ -32,12 +31,6 @@ export function openScreen(
     columns: () => (isTerminal ? stdout.columns || USUAL_COLUMNS : undefined),
     paint: (style, text) => (hasColor && text !== '' ? styleText(style, text, { validateStream: false }) : text),
   }
-}
-
-function wantsColor(choice: ColorChoice, environment: TerminalEnvironment, isTerminal: boolean): boolean {
-  if (choice !== 'auto') return choice === 'always'
-  const { forceColor, noColor, isDumb } = environment
-  return forceColor ?? (isTerminal && !noColor && !isDumb)
 }
 
 const TONE_STYLES: Readonly<Record<Tone, Style | undefined>> = {
