@@ -23,6 +23,8 @@ export interface BrokerOptions {
   readonly journalDir?: string | undefined
   readonly maxJobBytes: number
   readonly fsync: Fsync
+  /** clients at a time; more are hung up on; undefined: as many as come */
+  readonly maxConnections?: number | undefined
   /** for tests: how large a segment of the journal grows */
   readonly segmentBytes?: number
 }
@@ -93,6 +95,7 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       now,
       syncsEach: fsync === 'each',
       maxMemoryBytes: getHeapStatistics().heap_size_limit * MEMORY_SHARE,
+      maxConnections: options.maxConnections,
     }
     const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, limits)
     // Where the port is another's the journal is not touched, however often this is tried.

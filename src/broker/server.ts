@@ -36,6 +36,8 @@ export interface ServerOptions {
   readonly syncsEach: boolean
   /** No job is taken that would make them all larger than this. */
   readonly maxMemoryBytes: number
+  /** More are hung up on at once; undefined: as many as come. */
+  readonly maxConnections: number | undefined
 }
 
 type Mode =
@@ -92,6 +94,7 @@ export class Server {
     this.#journal = journal
     this.#options = options
     this.#server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => this.#accept(socket))
+    if (options.maxConnections !== undefined) this.#server.maxConnections = options.maxConnections
   }
 
   /** Who connects waits for `begin`. @returns the port. @throws BrokerError `address` */
@@ -102,6 +105,8 @@ export class Server {
         reject(new BrokerError('address', `the broker cannot listen on ${host}:${port} (${reason})`, cause))
       })
       this.#server.listen(port, host, () => {
+        // One that cannot be accepted (too many open files) is no reason to end.
+        this.#server.on('error', () => undefined)
         const address = this.#server.address()
         resolve(typeof address === 'object' && address !== null ? address.port : port)
       })

@@ -146,7 +146,7 @@ export async function checkProcessTools(): Promise<Problem[]> {
 /** What the process itself holds open, and what a slot may at once: its broker, streams, files that it publishes. */
 const OWN_FILES = 64
 const FILES_PER_SLOT = 24
-/** A client may have a connection and a file that is sent. */
+/** A client of HTTP may have a connection and a file that is sent. */
 const FILES_PER_CLIENT = 2
 const MIN_CLIENTS = 8
 
@@ -156,15 +156,23 @@ export function filesNeeded(slots: number): number {
 }
 
 /**
- * How many HTTP clients at a time leave the jobs their share of the files that this process may have open.
+ * How many clients at a time leave the jobs their share of the files that this process may have open. HTTP and the
+ * embedded broker get half of what is left each, where the process is both.
  * @param limits text of /proc/self/limits; undefined where there is none
  * @returns undefined when nothing is known
  */
-export function maxClients(slots: number, limits = readLimits()): number | undefined {
+export function shareFiles(
+  slots: number,
+  role: 'http' | 'broker' | 'both',
+  limits = readLimits(),
+): { http: number | undefined; broker: number | undefined } {
   const files = readLimit('open files', limits)
-  if (files === undefined || files === Number.POSITIVE_INFINITY) return undefined
-  const left = files - OWN_FILES - slots * FILES_PER_SLOT
-  return Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT))
+  if (files === undefined || files === Number.POSITIVE_INFINITY) return { http: undefined, broker: undefined }
+  const left = (files - OWN_FILES - slots * FILES_PER_SLOT) / (role === 'both' ? 2 : 1)
+  return {
+    http: Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT)),
+    broker: Math.max(MIN_CLIENTS + slots, Math.floor(left)),
+  }
 }
 
 /** The soft limit of this process, which what it starts inherits. Undefined where there is no /proc. */

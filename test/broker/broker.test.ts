@@ -156,3 +156,14 @@ it('serves our own queue as beanstalkd does', async () => {
   await (await queue.reserveTicket(ticket))?.delete()
   expect(await queue.ticketState(ticket)).toBe('gone')
 })
+
+it('hangs up on more clients than it is to have, and takes others when some have left', async () => {
+  const broker = await start({ maxConnections: 2 })
+  const [first] = [await open(broker), await open(broker)]
+  expect(await ask(await open(broker), 'stats\r\n')).toBe('closed')
+  await first.close()
+  const later = async () => ask(await open(broker), 'list-tubes\r\n')
+  let reply = await later()
+  while (reply === 'closed') reply = await later()
+  expect(reply).toMatch(/^OK /)
+})
