@@ -1,6 +1,7 @@
 /** A broker in this process that speaks beanstalkd 1.12's protocol: state, journal and sockets put together. */
 
 import { randomBytes } from 'node:crypto'
+import { getHeapStatistics } from 'node:v8'
 import { makeCounters } from './commands.ts'
 import { type Journal, openJournal, type Recovery } from './journal.ts'
 import { Server } from './server.ts'
@@ -22,6 +23,8 @@ export interface BrokerOptions {
   readonly journalDir?: string | undefined
   readonly maxJobBytes: number
   readonly fsync: Fsync
+  /** clients at a time; more are hung up on; undefined: as many as come */
+  readonly maxConnections?: number | undefined
   /** for tests: how large a segment of the journal grows */
   readonly segmentBytes?: number
 }
@@ -56,6 +59,8 @@ const SEGMENT_BYTES = 10_485_760
 const SYNC_MS = 50
 /** A body is a string here; a few of this size are no danger to the process. */
 const LARGEST_MAX_JOB_BYTES = 1 << 26
+/** Of what the process may have: at the end of it the process dies, and the next one that reads the journal after it. */
+const MEMORY_SHARE = 0.5
 /** Larger than what one turn writes, so that what was promised can be kept. */
 const BALLAST_BYTES = 1 << 22
 
@@ -74,7 +79,6 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       answer: (client, outcome) => server.answer(client, outcome),
       note: (change, job) => journal?.note(change, job),
     })
-    const recovery = journal?.restore(tubes, startedAt)
     const counters = makeCounters()
     const id = randomBytes(8).toString('hex')
     const maxJobBytes = Math.min(options.maxJobBytes, LARGEST_MAX_JOB_BYTES)
@@ -87,8 +91,17 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       id,
       journal: journal?.stats ?? none,
     })
-    const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, { now, syncsEach: fsync === 'each' })
+    const limits = {
+      now,
+      syncsEach: fsync === 'each',
+      maxMemoryBytes: getHeapStatistics().heap_size_limit * MEMORY_SHARE,
+      maxConnections: options.maxConnections,
+    }
+    const server = new Server({ tubes, counters, maxJobBytes, tell }, journal, limits)
+    // Where the port is another's the journal is not touched, however often this is tried.
     const port = await server.listen(options.host, options.port)
+    const recovery = await journal?.restore(tubes, startedAt).catch((error: unknown) => endWith(server, error))
+    server.begin()
     const clock = journal !== undefined && fsync === 'interval' ? startSyncing(journal) : undefined
     let closing: Promise<void> | undefined
     const close = async () => {
@@ -100,22 +113,26 @@ export async function startBroker(options: BrokerOptions): Promise<Broker> {
       host: options.host,
       port,
       recovery,
-      stats: () => {
-        const { ready, reserved, delayed, buried, waiting, clients, totalJobs } = tubes.counts
-        return { ready, reserved, delayed, buried, waiting, clients, totalJobs, isDraining: server.isDraining }
-      },
+      stats: () => makeStats(tubes, server),
       drain: () => {
         server.isDraining = true
       },
-      close: () => {
-        closing ??= close()
-        return closing
-      },
+      close: () => (closing ??= close()),
     }
   } catch (error) {
     await journal?.abandon()
     throw error
   }
+}
+
+function makeStats({ counts }: Tubes, { isDraining }: Server): BrokerStats {
+  const { ready, reserved, delayed, buried, waiting, clients, totalJobs } = counts
+  return { ready, reserved, delayed, buried, waiting, clients, totalJobs, isDraining }
+}
+
+async function endWith(server: Server, error: unknown): Promise<never> {
+  await server.close()
+  throw error
 }
 
 function startSyncing(journal: Journal): NodeJS.Timeout {

@@ -8,7 +8,8 @@
  * - Compaction goes along with writing: when there are more segments than twice the living jobs need, the jobs whose
  *   records are oldest are written anew, and segments that no living job needs are removed from the oldest on. Only
  *   from the oldest on, as the record that deletes a job must outlive the one that puts it.
- * - A reserve of space (`ballast`) lets changes go on when the disk is full: puts are refused, deletes are not.
+ * - A reserve of space (`ballast`) lets changes go on when the disk is full: puts are refused, deletes are not. It has
+ *   room for a turn with small jobs; what a large one needs is asked of the disk first, and compaction goes without.
  */
 
 import {
@@ -31,7 +32,7 @@ import { join } from 'node:path'
 import { BrokerError } from './broker-error.ts'
 import { Job } from './job.ts'
 import { lockFolder } from './lock.ts'
-import { FORMAT, Frame, type Kept, readFrames, type StoredChange, sizeOfPut } from './record.ts'
+import { FORMAT, Frame, type Kept, readFrame, type StoredChange, sizeOfPut } from './record.ts'
 import type { Change, Tubes } from './tubes.ts'
 
 export interface JournalOptions {
@@ -56,6 +57,8 @@ const FRAME_LIMIT = 1 << 20
 const SPARE_SEGMENTS = 3
 const MIGRATE_BYTES = 4096
 const BALLAST_RETRY_MS = 1000
+const TURN_MS = 20
+const ZEROS = Buffer.alloc(1 << 20)
 
 /** @throws BrokerError `locked` when another broker has the folder, `journal` when it cannot be used */
 export async function openJournal(folder: string, options: JournalOptions): Promise<Journal> {
@@ -82,6 +85,8 @@ export class Journal {
   #liveBytes = 0
   #ballast: 'kept' | 'spent' = 'spent'
   #ballastTriedAt = Number.NEGATIVE_INFINITY
+  /** how many segments there were when the disk had no room to write jobs anew; 0: it had */
+  #crampedSegments = 0
   #recordsWritten = 0
   #recordsMigrated = 0
   #isDirty = false
@@ -117,15 +122,18 @@ export class Journal {
     return this.#segments.at(-1) ?? 0
   }
 
-  /** Reads all segments, gives the jobs to the tubes, and begins a segment to write to. @throws BrokerError `journal` */
-  restore(tubes: Tubes, now: number): Recovery {
+  /**
+   * Reads all segments, gives the jobs to the tubes, and begins a segment to write to. The process has its turns
+   * meanwhile; nothing may be noted. @throws BrokerError `journal`
+   */
+  async restore(tubes: Tubes, now: number): Promise<Recovery> {
     this.#nextId = () => tubes.nextId
     try {
       this.#segments = readdirSync(this.#folder)
         .flatMap((name) => SEGMENT.exec(name)?.[1] ?? [])
         .map(Number)
         .sort((a, b) => a - b)
-      const recovery = this.#read(tubes, now)
+      const recovery = await this.#read(tubes, now)
       this.#begin()
       this.#needed = this.#oldest?.segment ?? this.#current
       this.#removeDead(this.#needed)
@@ -138,12 +146,18 @@ export class Journal {
     }
   }
 
-  #read(tubes: Tubes, now: number): Recovery {
+  async #read(tubes: Tubes, now: number): Promise<Recovery> {
+    const giveWay = makeGiveWay()
     let tornBytes = 0
     for (const segment of this.#segments) {
       const path = this.#pathOf(segment)
       const bytes = readFileSync(path)
-      const whole = readFrames(bytes, (change) => this.#replay(change, tubes, segment))
+      let whole = 0
+      for (let end: number | undefined = 0; end !== undefined; ) {
+        whole = end
+        await giveWay()
+        end = readFrame(bytes, whole, (change) => this.#replay(change, tubes, segment))
+      }
       if (whole === bytes.length) continue
       tornBytes += bytes.length - whole
       writeFileSync(`${path}.torn`, bytes.subarray(whole))
@@ -151,6 +165,8 @@ export class Journal {
     }
     const buried: Job[] = []
     for (let job = this.#oldest; job !== undefined; job = job.newer) {
+      const pause = giveWay()
+      if (pause !== undefined) await pause
       if (job.state === 'buried') buried.push(job)
       else tubes.restore(job, now)
     }
@@ -219,12 +235,27 @@ export class Journal {
   }
 
   /** Whether puts are taken: not while the disk is full. */
-  takesPuts(now: number): boolean {
-    if (this.#ballast === 'kept') return true
-    if (now - this.#ballastTriedAt < BALLAST_RETRY_MS) return false
-    this.#ballastTriedAt = now
-    this.#keepBallast()
-    return this.#isBallastKept()
+  takesPut(bytes: number, now: number): boolean {
+    if (this.#ballast === 'spent') {
+      if (now - this.#ballastTriedAt < BALLAST_RETRY_MS) return false
+      this.#ballastTriedAt = now
+      this.#keepBallast()
+    }
+    return this.#isBallastKept() && (bytes <= this.#options.ballastBytes / 2 || this.#makeRoom(bytes))
+  }
+
+  /** For a body that the ballast has no room for: the disk is asked for it before the job is taken. */
+  #makeRoom(bytes: number): boolean {
+    if (!this.write()) return false
+    try {
+      for (let at = 0; at < bytes + FRAME_LIMIT; )
+        at += writeSync(this.#descriptor, ZEROS, 0, ZEROS.length, this.#size + at)
+      return true
+    } catch {
+      return false
+    } finally {
+      this.#cut()
+    }
   }
 
   #isBallastKept(): boolean {
@@ -233,12 +264,15 @@ export class Journal {
 
   /** Writes what was noted. False when the disk takes it not even so: it stays noted, and nothing may be answered. */
   write(): boolean {
-    if (this.#frame.size === 0) return true
-    this.#migrate(Math.max(MIGRATE_BYTES, 2 * this.#frame.size))
-    const frame = this.#frame.seal()
-    if (!this.#append(frame)) return false
+    const { size } = this.#frame
+    if (size === 0) return true
+    while (!this.#append(this.#frame.seal())) {
+      if (this.#ballast === 'spent') return false
+      this.#spendBallast()
+    }
     this.#frame.clear()
     this.#isDirty = true
+    this.#migrate(Math.max(MIGRATE_BYTES, 2 * size))
     this.#needed = this.#oldest?.segment ?? this.#current
     if (this.#size >= this.#options.segmentBytes) this.#rotate()
     if (this.#options.neverSyncs) this.#removeDead(this.#needed)
@@ -246,17 +280,24 @@ export class Journal {
   }
 
   #append(frame: Buffer): boolean {
-    for (;;) {
-      try {
-        for (let at = 0; at < frame.length; ) {
-          at += writeSync(this.#descriptor, frame, at, frame.length - at, this.#size + at)
-        }
-        this.#size += frame.length
-        return true
-      } catch {
-        if (this.#ballast === 'spent') return false
-        this.#spendBallast()
+    try {
+      for (let at = 0; at < frame.length; ) {
+        at += writeSync(this.#descriptor, frame, at, frame.length - at, this.#size + at)
       }
+      this.#size += frame.length
+      return true
+    } catch {
+      this.#cut()
+      return false
+    }
+  }
+
+  /** Gives the room of a frame back that is not whole. */
+  #cut(): void {
+    try {
+      ftruncateSync(this.#descriptor, this.#size)
+    } catch {
+      // The next write goes to the same place.
     }
   }
 
@@ -338,23 +379,32 @@ export class Journal {
     }
   }
 
+  /** One that cannot be removed is tried again later, before all that follow it. */
   #removeDead(needed: number): void {
     while (this.#segments.length > 1 && (this.#segments[0] as number) < needed) {
-      unlinkSync(this.#pathOf(this.#segments[0] as number))
+      if (!removeIfThere(this.#pathOf(this.#segments[0] as number))) return
       this.#segments.shift()
     }
   }
 
   /** Writes the jobs with the oldest records anew, as long as there are more segments than the living jobs need. */
   #migrate(bytes: number): void {
+    const { length } = this.#segments
     const allowed = SPARE_SEGMENTS + Math.ceil((2 * this.#liveBytes) / this.#options.segmentBytes)
-    if (this.#segments.length <= allowed) return
-    for (let left = bytes; left > 0; ) {
-      const job = this.#oldest
-      if (job === undefined || job.segment === this.#current) return
+    if (length <= allowed || length === this.#crampedSegments || this.#ballast === 'spent') return
+    const jobs: Job[] = []
+    for (let [job, left] = [this.#oldest, bytes]; job !== undefined && left > 0; job = job.newer) {
+      if (job.segment === this.#current) break
       left -= sizeOfPut(job)
-      this.#unlink(job)
       this.#frame.add('put', job)
+      jobs.push(job)
+    }
+    // Of a frame of its own, which takes nothing of the ballast, and may fail: then it is for later.
+    const isWritten = jobs.length === 0 || this.#append(this.#frame.seal())
+    this.#crampedSegments = isWritten ? 0 : length
+    this.#frame.clear()
+    for (const job of isWritten ? jobs : []) {
+      this.#unlink(job)
       job.segment = this.#current
       this.#link(job)
       this.#recordsMigrated++
@@ -401,11 +451,20 @@ export class Journal {
   #spendBallast(): void {
     this.#ballast = 'spent'
     removeIfThere(join(this.#folder, BALLAST))
-    try {
-      ftruncateSync(this.#descriptor, this.#size)
-    } catch {
-      // The next write goes to the same place.
-    }
+  }
+}
+
+/** Lets others have their turn whenever ours has lasted long enough. */
+function makeGiveWay(): () => Promise<void> | undefined {
+  let endsAt = performance.now() + TURN_MS
+  return () => {
+    if (performance.now() < endsAt) return undefined
+    return new Promise((resolve) =>
+      setImmediate(() => {
+        endsAt = performance.now() + TURN_MS
+        resolve()
+      }),
+    )
   }
 }
 
@@ -441,10 +500,12 @@ function apply(change: Exclude<StoredChange, { kind: 'head' | 'put' | 'delete' }
   }
 }
 
-function removeIfThere(path: string): void {
+/** @returns whether it is not there now; it may be on a disk that is read-only, or not ours to remove */
+function removeIfThere(path: string): boolean {
   try {
     unlinkSync(path)
-  } catch {
-    // Not there, or not ours to remove.
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT'
   }
 }

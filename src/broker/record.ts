@@ -148,21 +148,18 @@ export class Frame {
 }
 
 /**
- * Reads the records of a segment up to the first frame that is not whole.
- * @returns how many bytes are whole
+ * Reads the records of one frame of a segment.
+ * @returns where the next one begins; undefined when there is none that is whole
  */
-export function readFrames(bytes: Buffer, onRecord: (change: StoredChange) => void): number {
-  let at = 0
-  while (bytes.length - at > FRAME_BYTES) {
-    const size = bytes.readUInt32LE(at)
-    const end = at + FRAME_BYTES + size
-    if (size === 0 || end > bytes.length) break
-    const records = bytes.subarray(at + FRAME_BYTES, end)
-    if (crc32(records) !== bytes.readUInt32LE(at + 4)) break
-    readRecords(records, onRecord)
-    at = end
-  }
-  return at
+export function readFrame(bytes: Buffer, at: number, onRecord: (change: StoredChange) => void): number | undefined {
+  if (bytes.length - at <= FRAME_BYTES) return undefined
+  const size = bytes.readUInt32LE(at)
+  const end = at + FRAME_BYTES + size
+  if (size === 0 || end > bytes.length) return undefined
+  const records = bytes.subarray(at + FRAME_BYTES, end)
+  if (crc32(records) !== bytes.readUInt32LE(at + 4)) return undefined
+  readRecords(records, onRecord)
+  return end
 }
 
 function readRecords(bytes: Buffer, onRecord: (change: StoredChange) => void): void {

@@ -3,6 +3,9 @@
  * then the journal is written, and only after it the replies go out. So all connections share one write to the file,
  * and with `fsync: each` one sync.
  *
+ * A turn ends after some milliseconds, whatever there is left to do: the process has other things to do, too. Who was
+ * not served to the end goes on in the next one.
+ *
  * A connection is read no further while it waits for a job, while its client does not take the replies, or while the
  * disk does not take the journal. A client that closes its side still gets the replies to all that it sent.
  */
@@ -19,6 +22,7 @@ import type { Reserved, Tubes } from './tubes.ts'
 const UNREAD_BYTES = 1 << 18
 /** More than this is not taken from a client before what it sent is worked through. */
 const UNSERVED_BYTES = 1 << 20
+const TURN_MS = 20
 const LONGEST_SLEEP_MS = 3_600_000
 /** for a client to take its last replies */
 const FAREWELL_MS = 1000
@@ -30,6 +34,10 @@ export interface ServerOptions {
   readonly now: () => number
   /** Replies wait for a sync of the journal. */
   readonly syncsEach: boolean
+  /** No job is taken that would make them all larger than this. */
+  readonly maxMemoryBytes: number
+  /** More are hung up on at once; undefined: as many as come. */
+  readonly maxConnections: number | undefined
 }
 
 type Mode =
@@ -61,6 +69,8 @@ export class Server {
   readonly #options: ServerOptions
   readonly #server: NetServer
   readonly #connections = new Map<Client, Connection>()
+  /** also of clients that are forgotten, but have not taken their last replies */
+  readonly #sockets = new Set<Socket>()
   /** with replies of this turn */
   readonly #answered = new Set<Connection>()
   /** that may go on */
@@ -68,8 +78,12 @@ export class Server {
   #active: Connection | undefined
   #isClosed = false
   #isFlushPlanned = false
-  /** A sync is under way, or the disk does not take the journal: nothing is answered, and then nothing done either. */
-  #isHeld = false
+  #turnEndsAt = 0
+  /**
+   * The journal is being read yet, a sync is under way, or the disk does not take the journal: nothing is answered, and
+   * then nothing done either.
+   */
+  #isHeld = true
   #timer: NodeJS.Timeout | undefined
   #timerAt = Number.POSITIVE_INFINITY
   isDraining = false
@@ -80,9 +94,10 @@ export class Server {
     this.#journal = journal
     this.#options = options
     this.#server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => this.#accept(socket))
+    if (options.maxConnections !== undefined) this.#server.maxConnections = options.maxConnections
   }
 
-  /** @returns the port. @throws BrokerError `address` */
+  /** Who connects waits for `begin`. @returns the port. @throws BrokerError `address` */
   listen(host: string, port: number): Promise<number> {
     return new Promise((resolve, reject) => {
       this.#server.once('error', (cause: NodeJS.ErrnoException) => {
@@ -90,11 +105,18 @@ export class Server {
         reject(new BrokerError('address', `the broker cannot listen on ${host}:${port} (${reason})`, cause))
       })
       this.#server.listen(port, host, () => {
+        // One that cannot be accepted (too many open files) is no reason to end.
+        this.#server.on('error', () => undefined)
         const address = this.#server.address()
-        this.#arm()
         resolve(typeof address === 'object' && address !== null ? address.port : port)
       })
     })
+  }
+
+  /** All that is kept is known now: answers. */
+  begin(): void {
+    this.#isHeld = false
+    this.#planFlush()
   }
 
   /** Answers what is answered already, then ends all connections. */
@@ -103,13 +125,13 @@ export class Server {
     this.#flush()
     this.#isClosed = true
     clearTimeout(this.#timer)
-    const sockets = [...this.#connections.values()].map(({ socket }) => socket.pause())
-    for (const socket of sockets) {
+    for (const socket of this.#sockets) {
+      socket.pause()
       if (this.#isHeld) socket.destroy()
       else socket.destroySoon()
     }
     const impatience = setTimeout(() => {
-      for (const socket of sockets) socket.destroy()
+      for (const socket of this.#sockets) socket.destroy()
     }, FAREWELL_MS)
     await closed
     clearTimeout(impatience)
@@ -137,6 +159,7 @@ export class Server {
       isGone: false,
     }
     this.#connections.set(client, connection)
+    this.#sockets.add(socket)
     socket.on('data', (bytes) => {
       reader.add(bytes as Buffer)
       this.#serve(connection)
@@ -150,6 +173,7 @@ export class Server {
     // Comes before close, which does what is to be done.
     socket.on('error', () => undefined)
     socket.on('close', () => {
+      this.#sockets.delete(socket)
       this.#forget(connection)
       this.#answered.delete(connection)
     })
@@ -171,10 +195,14 @@ export class Server {
     if (this.#isHeld) {
       this.#resumed.add(connection)
     } else {
-      this.#active = connection
-      while (connection.replies.length + socket.writableLength <= UNREAD_BYTES && this.#step(connection));
-      this.#active = undefined
       this.#planFlush()
+      this.#active = connection
+      while (connection.replies.length + socket.writableLength <= UNREAD_BYTES && this.#step(connection)) {
+        if (this.#options.now() < this.#turnEndsAt) continue
+        this.#resumed.add(connection)
+        break
+      }
+      this.#active = undefined
     }
     if (reader.pending > UNSERVED_BYTES) socket.pause()
     else if (socket.isPaused()) socket.resume()
@@ -247,13 +275,18 @@ export class Server {
 
   #finishPut(client: Client, body: string | typeof UNTERMINATED): string {
     const now = this.#options.now()
-    if (body === UNTERMINATED || this.isDraining || this.#journal?.takesPuts(now) === false) {
+    if (body === UNTERMINATED || this.isDraining || !this.#hasRoomFor(body.length, now)) {
       this.#tubes.abandonPut(client)
       if (body === UNTERMINATED) return 'EXPECTED_CRLF\r\n'
       return this.isDraining ? 'DRAINING\r\n' : 'OUT_OF_MEMORY\r\n'
     }
     this.#tubes.tick(now)
     return `INSERTED ${this.#tubes.finishPut(client, body, now).id}\r\n`
+  }
+
+  #hasRoomFor(bytes: number, now: number): boolean {
+    if (this.#tubes.memoryBytes + bytes > this.#options.maxMemoryBytes) return false
+    return this.#journal?.takesPut(bytes, now) ?? true
   }
 
   #reply(connection: Connection, text: string): void {
@@ -274,6 +307,7 @@ export class Server {
   #planFlush(): void {
     if (this.#isFlushPlanned || this.#isClosed) return
     this.#isFlushPlanned = true
+    this.#turnEndsAt = this.#options.now() + TURN_MS
     setImmediate(() => this.#flush())
   }
 
@@ -287,23 +321,21 @@ export class Server {
   }
 
   #resume(): void {
-    for (const connection of this.#resumed) {
-      this.#resumed.delete(connection)
-      this.#serve(connection)
-    }
+    const resumed = [...this.#resumed]
+    this.#resumed.clear()
+    for (const connection of resumed) this.#serve(connection)
   }
 
   #commit(): void {
     const journal = this.#journal
     this.#isHeld = false
     if (journal?.write() === false) {
-      this.#isHeld = true
-      setTimeout(() => this.#commit(), RETRY_MS)
+      this.#retry()
     } else if (journal?.isDirty && this.#options.syncsEach) {
       this.#isHeld = true
       journal.sync((error) => {
         if (error !== null) {
-          setTimeout(() => this.#commit(), RETRY_MS)
+          this.#retry()
           return
         }
         this.#isHeld = false
@@ -313,6 +345,17 @@ export class Server {
     } else {
       this.#send()
     }
+  }
+
+  #retry(): void {
+    this.#isHeld = true
+    setTimeout(() => {
+      // Its descriptor may be another file's by now.
+      if (this.#isClosed) return
+      this.#commit()
+      // What became due meanwhile has rung in vain.
+      this.#planFlush()
+    }, RETRY_MS)
   }
 
   #send(): void {

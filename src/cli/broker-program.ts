@@ -11,6 +11,7 @@ import { brokerAddress } from './broker.ts'
 import { makeCommand, parseCommandLine } from './command.ts'
 import { describeBrokerError, exitCodeOf, startOwnBroker } from './embedded.ts'
 import { complain, EXIT, writeOut } from './exit.ts'
+import { shareFiles } from './startup.ts'
 
 const NAME = 'qworker broker'
 
@@ -49,8 +50,10 @@ export async function run(args: readonly string[]): Promise<number> {
 }
 
 async function serve(config: Config): Promise<number> {
+  // By default it would open a debugger's port.
+  process.on('SIGUSR1', () => undefined)
   try {
-    const broker = await startOwnBroker(config)
+    const broker = await startOwnBroker(config, shareFiles(0, 'broker').broker)
     const stopped = Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
     process.on('SIGUSR1', () => broker.drain())
     const jobs = broker.recovery?.jobs ?? 0

@@ -35,10 +35,11 @@ export function journalFolder({ RESULT_BASEDIR }: Config): string {
 }
 
 /**
+ * @param maxConnections clients at a time; undefined: as many as come
  * @param config RESULT_BASEDIR must be there: what a disk that is not mounted leaves is not written into
  * @throws BrokerError
  */
-export async function startOwnBroker(config: Config): Promise<Broker> {
+export async function startOwnBroker(config: Config, maxConnections: number | undefined): Promise<Broker> {
   const journalDir = journalFolder(config)
   for (const folder of [dirname(journalDir), journalDir])
     await mkdir(folder, { mode: 0o700 }).catch((cause: NodeJS.ErrnoException) => {
@@ -51,6 +52,7 @@ export async function startOwnBroker(config: Config): Promise<Broker> {
     journalDir,
     maxJobBytes: config.BROKER_MAX_JOB,
     fsync: config.BROKER_FSYNC,
+    maxConnections,
   })
 }
 
@@ -74,8 +76,12 @@ export function describeBrokerError(config: Config, error: BrokerError): string 
  * Starts the broker, or finds that of another process at its address, and then stands by.
  * @throws BrokerError when neither is to be had
  */
-export async function openEmbeddedBroker(config: Config, bus: Bus): Promise<EmbeddedBroker> {
-  const keeper = new Keeper(config, bus)
+export async function openEmbeddedBroker(
+  config: Config,
+  bus: Bus,
+  maxConnections: number | undefined,
+): Promise<EmbeddedBroker> {
+  const keeper = new Keeper(config, bus, maxConnections)
   await keeper.open()
   return keeper
 }
@@ -83,15 +89,17 @@ export async function openEmbeddedBroker(config: Config, bus: Bus): Promise<Embe
 class Keeper implements EmbeddedBroker {
   readonly #config: Config
   readonly #bus: Bus
+  readonly #maxConnections: number | undefined
   #own: Broker | undefined
   #isClosed = false
   #watched: Socket | undefined
   #standby = Promise.resolve()
   readonly #closing = new AbortController()
 
-  constructor(config: Config, bus: Bus) {
+  constructor(config: Config, bus: Bus, maxConnections: number | undefined) {
     this.#config = config
     this.#bus = bus
+    this.#maxConnections = maxConnections
   }
 
   async open(): Promise<void> {
@@ -122,7 +130,7 @@ class Keeper implements EmbeddedBroker {
   async #take(isLast: boolean): Promise<boolean> {
     if (await this.#answers()) return true
     try {
-      this.#own = await startOwnBroker(this.#config)
+      this.#own = await startOwnBroker(this.#config, this.#maxConnections)
     } catch (error) {
       if (!(error instanceof BrokerError) || error.code === 'journal') throw error
       if (await this.#answers()) return true

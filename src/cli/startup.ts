@@ -4,6 +4,7 @@ import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { promisify } from 'node:util'
+import { isFolderLocked } from '../broker/lock.ts'
 import type { Config } from '../config.ts'
 import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
@@ -11,7 +12,8 @@ import type { Catalogue } from '../run/algorithm.ts'
 import { findDescriptorShortage } from '../run/kill.ts'
 import { hasProc } from '../run/look.ts'
 import type { Tracker } from '../tracker/tracker.ts'
-import { brokerAdvice, brokerUrl, EMBEDDED_HOST, isEmbedded } from './broker.ts'
+import { brokerAdvice, brokerUrl, isEmbedded } from './broker.ts'
+import { journalFolder } from './embedded.ts'
 import { EXIT } from './exit.ts'
 
 export interface Problem {
@@ -71,13 +73,22 @@ async function checkBroker(config: Config): Promise<Problem[]> {
     return []
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
-    // Nothing is there: it is started when all else is in order.
-    if (isEmbedded(config) && (await findListenError(EMBEDDED_HOST, config.BEANSTALK_PORT)) === undefined) return []
+    // Nothing is there, or one that reads its journal yet: it is started, or waited for, when all else is in order.
+    if (isEmbedded(config) && (isRefused(error) || (await isBeingStarted(config)))) return []
     const message = isEmbedded(config)
       ? `${error.message}: the broker of this worker cannot listen there; set BEANSTALK_PORT to a free port`
       : `${brokerAdvice(config, error)}; with --embedded the worker is the broker too`
     return [{ exitCode: EXIT.unavailable, message }]
   }
+}
+
+/** Not by listening there ourselves: of several workers that start at once one would find the port taken by this look. */
+function isRefused({ cause }: QueueError): boolean {
+  return (cause as NodeJS.ErrnoException | undefined)?.code === 'ECONNREFUSED'
+}
+
+function isBeingStarted(config: Config): Promise<boolean> {
+  return isFolderLocked(journalFolder(config)).catch(() => false)
 }
 
 async function checkHttpPort(config: Config): Promise<Problem[]> {
@@ -135,7 +146,7 @@ export async function checkProcessTools(): Promise<Problem[]> {
 /** What the process itself holds open, and what a slot may at once: its broker, streams, files that it publishes. */
 const OWN_FILES = 64
 const FILES_PER_SLOT = 24
-/** A client may have a connection and a file that is sent. */
+/** A client of HTTP may have a connection and a file that is sent. */
 const FILES_PER_CLIENT = 2
 const MIN_CLIENTS = 8
 
@@ -145,15 +156,23 @@ export function filesNeeded(slots: number): number {
 }
 
 /**
- * How many HTTP clients at a time leave the jobs their share of the files that this process may have open.
+ * How many clients at a time leave the jobs their share of the files that this process may have open. HTTP and the
+ * embedded broker get half of what is left each, where the process is both.
  * @param limits text of /proc/self/limits; undefined where there is none
  * @returns undefined when nothing is known
  */
-export function maxClients(slots: number, limits = readLimits()): number | undefined {
+export function shareFiles(
+  slots: number,
+  role: 'http' | 'broker' | 'both',
+  limits = readLimits(),
+): { http: number | undefined; broker: number | undefined } {
   const files = readLimit('open files', limits)
-  if (files === undefined || files === Number.POSITIVE_INFINITY) return undefined
-  const left = files - OWN_FILES - slots * FILES_PER_SLOT
-  return Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT))
+  if (files === undefined || files === Number.POSITIVE_INFINITY) return { http: undefined, broker: undefined }
+  const left = (files - OWN_FILES - slots * FILES_PER_SLOT) / (role === 'both' ? 2 : 1)
+  return {
+    http: Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT)),
+    broker: Math.max(MIN_CLIENTS + slots, Math.floor(left)),
+  }
 }
 
 /** The soft limit of this process, which what it starts inherits. Undefined where there is no /proc. */

@@ -44,18 +44,19 @@ import {
   reload,
   STOP_MARGIN_SECONDS,
   s3OptionsOf,
+  slotsOf,
   trackerUrl,
   type WorkerFlags,
 } from './settings.ts'
-import { checkMachine, findProblems, maxClients, type Problem, portAdvice } from './startup.ts'
+import { checkMachine, findProblems, type Problem, portAdvice, shareFiles } from './startup.ts'
 
 const NAME = 'qworker'
 const OUTBOX_GRACE_MS = 5_000
 
 /** From the configuration to the end of the process. */
 export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promise<void> {
-  // A reload that comes while we start finds all fresh; by default it would end us.
-  process.on('SIGHUP', () => undefined)
+  // A reload that comes while we start finds all fresh; by default it would end us. USR1 would open a debugger's port.
+  for (const signal of ['SIGHUP', 'SIGUSR1'] as const) process.on(signal, () => undefined)
   decideColors(flags.color, terminalEnvironment())
   const config = await readConfigOrEnd(flags)
   // Before anything lasting is started, and before the limits of algorithms are divided.
@@ -92,7 +93,7 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   const setStaging = (folder: string) => {
     publisher.staging = folder
   }
-  const broker = isEmbedded(config) ? await openBrokerOrEnd(config, bus, cgroup) : undefined
+  const broker = isEmbedded(config) ? await openBrokerOrEnd(config, flags, bus, cgroup) : undefined
   await serve(config, flags, { broker, catalogue, stores, tracker, bus, cgroup, log, setStaging, early })
 }
 
@@ -126,7 +127,7 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
   const settings = makeSettings(config, flags, catalogue)
-  const server = await startHttp(config, parts, maxClients(settings.slots), () => worker)
+  const server = await startHttp(config, parts, shareFiles(settings.slots, roleOf(config)).http, () => worker)
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = workBaseOf(config)
@@ -196,14 +197,24 @@ function tellReady(
   })
 }
 
-async function openBrokerOrEnd(config: Config, bus: Bus, cgroup: Parts['cgroup']): Promise<EmbeddedBroker> {
+async function openBrokerOrEnd(
+  config: Config,
+  flags: WorkerFlags,
+  bus: Bus,
+  cgroup: Parts['cgroup'],
+): Promise<EmbeddedBroker> {
   try {
-    return await openEmbeddedBroker(config, bus)
+    const slots = flags.once ? 1 : slotsOf(config)
+    return await openEmbeddedBroker(config, bus, shareFiles(slots, roleOf(config)).broker)
   } catch (error) {
     if (!(error instanceof BrokerError)) throw error
     if ('path' in cgroup) cgroup.giveBack()
     return endWithError(NAME, exitCodeOf(error), describeBrokerError(config, error))
   }
+}
+
+function roleOf(config: Config): 'http' | 'both' {
+  return isEmbedded(config) ? 'both' : 'http'
 }
 
 async function lookAround(config: Config, stores: Stores, catalogue: Catalogue) {

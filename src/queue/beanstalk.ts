@@ -5,6 +5,7 @@
  * - Every promise is settled. fivebeans drops its callbacks when the connection closes; here each command is kept in
  *   `pending` until it is answered, and all of them are rejected when the connection fails.
  * - No command waits for ever. Replies come in the order of the commands, so one clock watches the oldest only.
+ * - A long reply is handed to it whole: of one that comes in pieces it copies all that it has with each piece.
  * - No exception leaves a callback: in fivebeans it would leave its buffer in the middle of a reply.
  * - Replies in YAML are read here, as text: a YAML parser makes a number of a tube that is called 007.
  */
@@ -321,6 +322,7 @@ class Connection {
       client.on('close', () => this.#lose('the broker closed it'))
       this.#guardReplies()
       client.connect()
+      this.#gatherReplies()
       client.stream?.setNoDelay(true)
       client.stream?.setKeepAlive(true, 60_000)
     })
@@ -396,6 +398,22 @@ class Connection {
     return new QueueError(code, message, cause)
   }
 
+  #gatherReplies(): void {
+    const { stream } = this.#client
+    const [take] = (stream?.listeners('data') ?? []) as ((bytes: Buffer) => void)[]
+    if (stream === null || take === undefined) return
+    let pieces: Buffer[] = []
+    let missing = 0
+    stream.off('data', take).on('data', (bytes: Buffer) => {
+      pieces.push(bytes)
+      missing -= bytes.length
+      if (missing > 0) return
+      take(pieces.length === 1 ? bytes : Buffer.concat(pieces))
+      pieces = []
+      missing = countMissing(this.#client.buffer)
+    })
+  }
+
   #guardReplies(): void {
     const client = this.#client
     const handle = client.tryHandlingResponse
@@ -428,6 +446,14 @@ class Connection {
       this.#overdue = oldest
     }
   }
+}
+
+const LONGEST_HEAD = 64
+
+/** How much of the body of a reply has not come yet; 0 when not even that can be told. */
+function countMissing(reply: Buffer = Buffer.alloc(0)): number {
+  const match = /^(?:OK|(?:RESERVED|FOUND) \d+) (\d+)\r\n/.exec(reply.toString('latin1', 0, LONGEST_HEAD))
+  return match === null ? 0 : match[0].length + Number(match[1]) + 2 - reply.length
 }
 
 /** `key: value` lines; the only YAML that the commands used here are answered with. */

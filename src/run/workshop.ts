@@ -460,10 +460,14 @@ export async function emptyDeadWorkshops(workBase: string): Promise<number> {
 async function emptyRun(run: DeadRun): Promise<void> {
   await removeTree(join(run.path, 'scratch'))
   await removeTree(join(run.path, 'stdout.log'))
-  const { stderrTail } = await readRunEvidence(run)
   const stderr = join(run.path, 'stderr.log')
-  await removeTree(stderr)
-  await writeFile(stderr, stderrTail, { flag: 'wx', mode: 0o600 }).catch(() => undefined)
+  const { stderrTail } = await readRunEvidence(run)
+  if (((await lstat(stderr).catch(() => undefined))?.size ?? 0) <= STDERR_TAIL_BYTES) return
+  // By a rename: another worker may be reading it, or doing the same.
+  const half = join(run.path, `.stderr.${randomBytes(4).toString('hex')}`)
+  await writeFile(half, stderrTail, { flag: 'wx', mode: 0o600 })
+    .then(() => rename(half, stderr))
+    .catch(() => removeTree(half))
 }
 
 /** Removes the folder of a dead worker. Never throws: what cannot be removed is found again. */

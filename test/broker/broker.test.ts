@@ -4,7 +4,8 @@ import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
 import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
 import { openQueue } from '../../src/queue/queue.ts'
-import { Wire } from './wire.ts'
+import { until } from '../support/installation.ts'
+import { startClock, Wire } from './wire.ts'
 
 async function start(more: Partial<BrokerOptions> = {}): Promise<Broker> {
   const broker = await startBroker({
@@ -30,6 +31,7 @@ async function ask(wire: Wire, bytes: string): Promise<string> {
 }
 
 const put = (body: string, how = '10 0 60') => `put ${how} ${body.length}\r\n${body}\r\n`
+const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$`, 'm').exec(reply)?.[1])
 
 it('takes a job back when its TTR is over, though its holder does nothing', async () => {
   const broker = await start()
@@ -65,6 +67,19 @@ it('reads no further while its replies are not taken, serves others, and loses n
   for (let n = 0; n < 1000; n++) expect((await lazy.read()).length).toBe(60017)
 })
 
+it('leaves the process time for other things, whatever one client asks for', async () => {
+  const broker = await start()
+  const wire = await open(broker)
+  const [tubes, reserves] = [2000, 3000]
+  wire.send(Array.from({ length: tubes }, (_, n) => `watch t${n}\r\n`).join(''))
+  for (let n = 0; n < tubes; n++) await wire.read()
+  const clock = startClock()
+  // Each goes through all tubes: together they take long.
+  wire.send('reserve-with-timeout 0\r\n'.repeat(reserves))
+  for (let n = 0; n < reserves; n++) expect(await wire.read()).toBe('TIMED_OUT\r\n')
+  expect(clock.longestShare()).toBeLessThan(0.3)
+})
+
 it('says what is wrong when it cannot listen, and leaves the folder to others', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'broker-'))
   onTestFinished(() => rmSync(folder, { recursive: true }))
@@ -76,6 +91,9 @@ it('says what is wrong when it cannot listen, and leaves the folder to others', 
   })
   await (await start({ journalDir: folder })).close()
   expect(readdirSync(folder)).not.toContain('lock')
+  const before = readdirSync(folder)
+  await expect(start({ port, journalDir: folder })).rejects.toMatchObject({ code: 'address' })
+  expect(readdirSync(folder)).toEqual(before)
 })
 
 it('says what is wrong with a folder that cannot be used', async () => {
@@ -94,6 +112,28 @@ it('answers what is done, ends all connections and closes at once', async () => 
   await broker.close()
   expect(await waiting.read()).toBe('closed')
   expect(await wire.read()).toBe('closed')
+})
+
+it('closes at once though clients that hung up do not take their last replies', async () => {
+  const broker = await start({ maxJobBytes: 262_144 })
+  const wire = await open(broker)
+  await ask(wire, put('x'.repeat(200_000)))
+  const lazy = await Promise.all(Array.from({ length: 40 }, () => open(broker)))
+  for (const [replies, each] of lazy.entries()) {
+    each.pause()
+    each.send('peek 1\r\n'.repeat(replies))
+    each.end()
+  }
+  // As much is sent as the system takes for them; of some the broker has replies left, though it has done all they asked.
+  await until('nothing moves any more', async () => {
+    const peeks = async () => stat(await ask(wire, 'stats\r\n'), 'cmd-peek')
+    const before = await peeks()
+    for (let turn = 0; turn < 100; turn++) await ask(wire, 'list-tube-used\r\n')
+    return (await peeks()) === before
+  })
+  expect(broker.stats().clients).toBeLessThan(lazy.length)
+  await broker.close()
+  for (const each of lazy) each.resume()
 })
 
 it('serves our own queue as beanstalkd does', async () => {
@@ -115,4 +155,15 @@ it('serves our own queue as beanstalkd does', async () => {
   expect(await queue.ticketState(ticket)).toBe('buried')
   await (await queue.reserveTicket(ticket))?.delete()
   expect(await queue.ticketState(ticket)).toBe('gone')
+})
+
+it('hangs up on more clients than it is to have, and takes others when some have left', async () => {
+  const broker = await start({ maxConnections: 2 })
+  const [first] = [await open(broker), await open(broker)]
+  expect(await ask(await open(broker), 'stats\r\n')).toBe('closed')
+  await first.close()
+  const later = async () => ask(await open(broker), 'list-tubes\r\n')
+  let reply = await later()
+  while (reply === 'closed') reply = await later()
+  expect(reply).toMatch(/^OK /)
 })

@@ -2,9 +2,14 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
   appendFileSync,
+  closeSync,
+  fstatSync,
+  mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
+  rmdirSync,
   rmSync,
   statSync,
   truncateSync,
@@ -13,10 +18,14 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { describe, expect, it, onTestFinished } from 'vitest'
-import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
-import { leaveOut } from '../support/installation.ts'
-import { Wire } from './wire.ts'
+import { describe, expect, it, onTestFinished, type TestContext } from 'vitest'
+import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { Job } from '../../src/broker/job.ts'
+import { Frame } from '../../src/broker/record.ts'
+import { Tube } from '../../src/broker/tube.ts'
+import { freePort } from '../support/broker.ts'
+import { leaveOut, until } from '../support/installation.ts'
+import { startClock, Wire } from './wire.ts'
 
 /** 200 for the long run. */
 const KILLS = Number(process.env.BROKER_KILLS ?? 10)
@@ -28,7 +37,7 @@ function makeFolder(): string {
   return folder
 }
 
-async function start(journalDir: string, more: { segmentBytes?: number; fsync?: 'each' } = {}): Promise<Broker> {
+async function start(journalDir: string, more: Partial<BrokerOptions> = {}): Promise<Broker> {
   const broker = await startBroker({
     host: '127.0.0.1',
     port: 0,
@@ -82,7 +91,9 @@ const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$
 
 /** Sends pipelined commands until the connection ends; hands out the replies in their order. */
 async function pour(port: number, commands: () => string | undefined, onReply: (reply: string) => void): Promise<void> {
-  const wire = await open(port)
+  // The kill may come before it.
+  const wire = await open(port).catch(() => undefined)
+  if (wire === undefined) return
   let inFlight = 0
   for (;;) {
     for (; inFlight < 64; inFlight++) {
@@ -246,6 +257,19 @@ describe('a broker that is killed', () => {
     expect(await ask(again, put('y'))).toBe('INSERTED 6\r\n')
   })
 
+  it('refuses jobs before the memory of its process is used up, and takes them again when others are gone', async () => {
+    const node = [process.execPath, '--max-old-space-size=96']
+    const { child, port } = await spawnBroker([...node, SERVE, makeFolder(), 'never'])
+    const wire = await open(port)
+    let jobs = 0
+    while (jobs < 5000 && (await ask(wire, put('x'.repeat(60_000)))).startsWith('INSERTED')) jobs++
+    expect(await ask(wire, put('y'.repeat(60_000)))).toBe('OUT_OF_MEMORY\r\n')
+    expect(jobs).toBeGreaterThan(500)
+    for (let id = 1; id <= jobs; id++) await ask(wire, `delete ${id}\r\n`)
+    for (let n = 0; n < jobs; n++) expect(await ask(wire, put('z'.repeat(60_000)))).toMatch(/^INSERTED/)
+    expect(child.exitCode).toBeNull()
+  })
+
   it('gives its folder free, which no second one may use while it lives', async () => {
     const folder = makeFolder()
     const served = await serve(folder, 'interval')
@@ -255,6 +279,45 @@ describe('a broker that is killed', () => {
     await (await start(folder)).close()
   })
 })
+
+/** A small one, gone after the test. */
+function mountDisk(context: TestContext, size: string): string {
+  const folder = makeFolder()
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'none', folder], { encoding: 'utf8' })
+  if (mounted.status !== 0) leaveOut(context, `mount: ${mounted.error?.message ?? mounted.stderr.trim()}`)
+  onTestFinished(() => void spawnSync('umount', ['-l', folder]))
+  return folder
+}
+
+/** Fills the disk, ballast and all, while commands come. @param last done just before @returns what makes room */
+async function holdAnswers(
+  folder: string,
+  broker: Broker,
+  wire: Wire,
+  last: () => Promise<void> = async () => undefined,
+): Promise<() => void> {
+  const jobs = 700
+  const fill = (name: string) => spawnSync('dd', ['if=/dev/zero', `of=${join(folder, name)}`, 'bs=4k'])
+  const readAll = async () => {
+    for (let n = 0; n < jobs; n++) await wire.read()
+  }
+  const deletes: string[] = []
+  for (let n = 0; n < jobs; n++) deletes.push(`delete ${/\d+/.exec(await ask(wire, put('x')))?.[0]}\r\n`)
+  fill('one')
+  wire.send('reserve\r\n'.repeat(jobs))
+  await readAll()
+  fill('two')
+  await last()
+  wire.send(deletes.join(''))
+  await until('nothing moves any more', async () => {
+    const before = broker.stats().reserved
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    return before < jobs && broker.stats().reserved === before
+  })
+  return () => {
+    for (const name of ['one', 'two']) rmSync(join(folder, name))
+  }
+}
 
 const segments = (folder: string) => readdirSync(folder).filter((name) => /^journal\.\d+$/.test(name))
 
@@ -268,6 +331,36 @@ describe('a journal', () => {
       expect(await ask(wire, `delete ${id}\r\n`)).toBe('DELETED\r\n')
       await broker.close()
     }
+  })
+
+  it('that is long is read in many turns of the process, while clients wait for their answers', async () => {
+    const folder = makeFolder()
+    const frame = new Frame()
+    frame.addHead(1)
+    const chunks = [Buffer.from(frame.seal())]
+    const tube = new Tube('t')
+    for (let id = 1; id <= 200_000; id++) {
+      if (id % 1000 === 1) frame.clear()
+      frame.add('put', new Job(id, tube, 1, 0, 60, Date.now()))
+      if (id % 1000 === 0) chunks.push(Buffer.from(frame.seal()))
+    }
+    writeFileSync(join(folder, 'journal.00000001'), Buffer.concat(chunks))
+    const port = await freePort()
+    const clock = startClock()
+    let isStarted = false
+    const starting = start(folder, { port }).finally(() => {
+      isStarted = true
+    })
+    let wire: Wire | undefined
+    await until('it listens', async () => {
+      wire = await open(port).catch(() => undefined)
+      return wire !== undefined
+    })
+    expect(isStarted).toBe(false)
+    wire?.send('peek 200000\r\n')
+    expect((await starting).recovery).toEqual({ jobs: 200_000, tornBytes: 0 })
+    expect(clock.longestShare()).toBeLessThan(0.5)
+    expect(await wire?.read()).toMatch(/^FOUND 200000 /)
   })
 
   it('whose end is torn is read up to there, goes on, and keeps what it could not read', async () => {
@@ -348,11 +441,34 @@ describe('a journal', () => {
     for (let n = 1; n <= 20; n++) expect(await ask(client, `delete ${n}\r\n`)).toBe('DELETED\r\n')
   })
 
-  it('on a full disk refuses puts, keeps its word for all others, and takes puts again when there is room', async (context) => {
+  it('serves on when a segment that nobody needs any more cannot be removed, or is gone already', async () => {
     const folder = makeFolder()
-    const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'none', folder], { encoding: 'utf8' })
-    if (mounted.status !== 0) leaveOut(context, `mount: ${mounted.error?.message ?? mounted.stderr.trim()}`)
-    onTestFinished(() => void spawnSync('umount', ['-l', folder]))
+    const broker = await start(folder, { segmentBytes: 20_000 })
+    const wire = await open(broker.port)
+    const [first, second] = [join(folder, 'journal.00000001'), join(folder, 'journal.00000002')]
+    const pour = async () => {
+      for (let n = 0; n < 300; n++) {
+        const id = /\d+/.exec(await ask(wire, put('x'.repeat(200))))?.[0]
+        await ask(wire, `delete ${id}\r\n`)
+      }
+    }
+    for (let n = 0; n < 3; n++) await ask(wire, put('x'.repeat(20_000)))
+    for (const path of [first, second]) rmSync(path)
+    // What not even root can unlink.
+    mkdirSync(second)
+    for (const id of [1, 2, 3]) await ask(wire, `delete ${id}\r\n`)
+    await pour()
+    const oldest = async () => stat(await ask(wire, 'stats\r\n'), 'binlog-oldest-index')
+    await until('the first one is forgotten', async () => (await oldest()) === 2)
+    await pour()
+    expect(await oldest()).toBe(2)
+    rmdirSync(second)
+    await ask(wire, put('y'))
+    await until('all are forgotten', async () => (await oldest()) > 2)
+  })
+
+  it('on a full disk refuses puts, keeps its word for all others, and takes puts again when there is room', async (context) => {
+    const folder = mountDisk(context, '8m')
     const broker = await start(folder, { segmentBytes: 500_000 })
     const wire = await open(broker.port)
     let puts = 0
@@ -369,6 +485,66 @@ describe('a journal', () => {
     expect(await ask(wire, put('z'))).toMatch(/^INSERTED/)
     await broker.close()
     expect((await start(folder)).recovery).toEqual({ jobs: 2, tornBytes: 0 })
+  })
+
+  it('refuses a job that is larger than the room on the disk, and goes on with all else', async (context) => {
+    const folder = mountDisk(context, '36m')
+    const broker = await start(folder, { maxJobBytes: 1 << 26 })
+    const wire = await open(broker.port)
+    expect(await ask(wire, put('x'.repeat(20_000_000)))).toBe('INSERTED 1\r\n')
+    expect(await ask(wire, put('y'.repeat(20_000_000)))).toBe('OUT_OF_MEMORY\r\n')
+    expect(await ask(wire, put('z'))).toMatch(/^INSERTED/)
+    expect(await ask(wire, 'delete 1\r\n')).toBe('DELETED\r\n')
+    await until('there is room', async () => /^INSERTED/.test(await ask(wire, put('y'.repeat(20_000_000)))))
+    await broker.close()
+    expect((await start(folder)).recovery).toEqual({ jobs: 2, tornBytes: 0 })
+  })
+
+  it('keeps its word, too, when the disk has no room to write a large job anew', async (context) => {
+    const folder = mountDisk(context, '44m')
+    const broker = await start(folder, { maxJobBytes: 1 << 26, segmentBytes: 2_000_000 })
+    const wire = await open(broker.port)
+    await ask(wire, put('x'.repeat(10_000_000)))
+    for (let n = 0; n < 700; n++) {
+      const id = /^INSERTED (\d+)/.exec(await ask(wire, put('y'.repeat(60_000))))?.[1]
+      if (id === undefined) break
+      expect(await ask(wire, `delete ${id}\r\n`)).toBe('DELETED\r\n')
+    }
+    expect(await ask(wire, 'delete 1\r\n')).toBe('DELETED\r\n')
+    await until('there is room', async () => /^INSERTED/.test(await ask(wire, put('z'))))
+    await broker.close()
+    expect((await start(folder)).recovery).toEqual({ jobs: 1, tornBytes: 0 })
+  })
+
+  it('that the disk does not take at all holds its answers back, and does then what became due meanwhile', async (context) => {
+    const folder = mountDisk(context, '8m')
+    const broker = await start(folder)
+    const [wire, other] = [await open(broker.port), await open(broker.port)]
+    await ask(other, 'watch empty\r\n')
+    await ask(other, 'ignore default\r\n')
+    const free = await holdAnswers(folder, broker, wire, async () => {
+      other.send('reserve-with-timeout 3\r\n')
+      await until('it waits', () => broker.stats().waiting === 1)
+    })
+    const asked = Date.now()
+    await until('its time is over', () => Date.now() > asked + 3000)
+    expect(other.take()).toBeUndefined()
+    free()
+    expect(await other.read()).toBe('TIMED_OUT\r\n')
+    expect(await wire.read()).toBe('DELETED\r\n')
+  })
+
+  it('that is closed while the disk does not take it writes to no descriptor any more', async (context) => {
+    const folder = mountDisk(context, '8m')
+    const broker = await start(folder)
+    const free = await holdAnswers(folder, broker, await open(broker.port))
+    await broker.close()
+    const others = makeFolder()
+    const opened = ['a', 'b', 'c'].map((name) => openSync(join(others, name), 'w'))
+    free()
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    expect(opened.map((descriptor) => fstatSync(descriptor).size)).toEqual([0, 0, 0])
+    for (const descriptor of opened) closeSync(descriptor)
   })
 
   it('with fsync `each` is synced before INSERTED goes out', async (context) => {

@@ -2,6 +2,7 @@
 
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
+import { onTestFinished } from 'vitest'
 
 export class Wire {
   readonly #socket: Socket
@@ -96,4 +97,23 @@ export function withoutClock(reply: string): string {
       /^(age|time-left|pause-time-left|file|pid|version|rusage-[us]time|uptime|binlog-[a-z-]+|id|hostname|os|platform): .*$/gm,
       (line, key: string) => (key === 'id' && /^id: \d+$/.test(line) ? line : `${key}: *`),
     )
+}
+
+/** Tells how much of the time since its start this process spent in its longest turn: a busy machine makes both longer. */
+export function startClock(): { longestShare(): number } {
+  const start = performance.now()
+  let [last, longest] = [start, 0]
+  const look = () => {
+    const now = performance.now()
+    longest = Math.max(longest, now - last)
+    last = now
+  }
+  const timer = setInterval(look, 5)
+  onTestFinished(() => clearInterval(timer))
+  return {
+    longestShare() {
+      look()
+      return longest / (last - start)
+    },
+  }
 }

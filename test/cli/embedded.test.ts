@@ -1,10 +1,11 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
+import { lockFolder } from '../../src/broker/lock.ts'
 import { openQueue } from '../../src/queue/queue.ts'
 import { freePort } from '../support/broker.ts'
 import { addRuns, eventsOf, letGo } from '../support/gated.ts'
@@ -28,6 +29,19 @@ async function put(port: number, type: string, tube = 'default'): Promise<string
 }
 
 const isComplete = (home: Installation, uuid: string) => () => home.status(uuid)?.state === 'complete'
+
+/** Of this installation, also those that are not ready yet. */
+function findWorkers({ results }: Installation): number[] {
+  const isWorker = (pid: number) => {
+    try {
+      const command = readFileSync(`/proc/${pid}/cmdline`, 'latin1')
+      return command.includes('qworker') && readFileSync(`/proc/${pid}/environ`, 'latin1').includes(results)
+    } catch {
+      return false
+    }
+  }
+  return readdirSync('/proc').map(Number).filter(Number.isInteger).filter(isWorker)
+}
 
 async function kill({ child, exited }: RunningWorker): Promise<void> {
   child.kill('SIGKILL')
@@ -123,6 +137,27 @@ test('a port that something else has, and a journal that cannot be, are told wit
   const missing = join(home.base, 'missing')
   await expect(home.startWorker({ ...free, RESULT_BASEDIR: missing })).rejects.toThrow(/worker ended \(73\).*mkdir -p/s)
   expect(existsSync(missing)).toBe(false)
+})
+
+test('a worker that starts while another one is about to be the broker waits for it, and USR1 opens no debugger', async () => {
+  const { home, port } = await installEmbedded()
+  const folder = join(home.results, '.state', 'broker')
+  mkdirSync(folder, { recursive: true })
+  const unlock = await lockFolder(folder)
+  // As one that reads its journal yet.
+  let asked = 0
+  const silent = createServer(() => asked++).listen(port, '127.0.0.1')
+  await once(silent, 'listening')
+  const starting = home.startWorker()
+  await until('it has looked, and waits', () => asked > 1)
+  const [pid] = findWorkers(home)
+  process.kill(pid as number, 'SIGUSR1')
+  silent.close()
+  await unlock()
+  const worker = await starting
+  expect(worker.said.stderr).not.toMatch(/debugger/i)
+  expect(eventsOf(worker, 'broker_started')).toHaveLength(1)
+  await until('a job is complete', isComplete(home, await put(port, 'ok')))
 })
 
 test('two workers that name two ports for one folder of results are told', async () => {

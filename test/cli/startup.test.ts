@@ -1,6 +1,6 @@
 import { connect } from 'node:net'
 import { expect, test } from 'vitest'
-import { maxClients } from '../../src/cli/startup.ts'
+import { shareFiles } from '../../src/cli/startup.ts'
 import { startResultServer } from '../../src/http/server.ts'
 import { openLocalStore } from '../../src/store/store.ts'
 
@@ -8,12 +8,16 @@ const limits = (files: string) =>
   `Limit Soft Hard Units\nMax processes 9 9 processes\nMax open files            ${files}\n`
 
 test('the clients of the HTTP server leave the jobs their files', () => {
-  expect(maxClients(4, limits('1024                 524288               files'))).toBe((1024 - 64 - 96) / 2)
-  expect(maxClients(64, limits('1024  524288  files'))).toBe(8)
-  expect(maxClients(1, limits('20000  20000  files'))).toBeGreaterThan(512)
+  expect(shareFiles(4, 'http', limits('1024                 524288               files')).http).toBe(
+    (1024 - 64 - 96) / 2,
+  )
+  expect(shareFiles(64, 'http', limits('1024  524288  files')).http).toBe(8)
+  expect(shareFiles(1, 'http', limits('20000  20000  files')).http).toBeGreaterThan(512)
   for (const unknown of [limits('unlimited  unlimited  files'), '', undefined])
-    expect(maxClients(4, unknown ?? '')).toBeUndefined()
-  if (process.platform === 'linux') expect(maxClients(1)).toBeGreaterThanOrEqual(8)
+    expect(shareFiles(4, 'http', unknown ?? '').http).toBeUndefined()
+  const both = shareFiles(4, 'both', limits('1024  524288  files'))
+  expect(both).toEqual({ http: (1024 - 64 - 96) / 4, broker: (1024 - 64 - 96) / 2 })
+  if (process.platform === 'linux') expect(shareFiles(1, 'http').http).toBeGreaterThanOrEqual(8)
 })
 
 test('one client more than may be is turned away, the others are answered', async () => {

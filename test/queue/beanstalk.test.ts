@@ -108,6 +108,16 @@ describe('a queue on beanstalkd', () => {
     expect(await queue.put(Buffer.from('after'), inTube(tube))).toMatch(/^\d+$/)
   })
 
+  it('takes a job of 64 megabytes before its reply is overdue', async () => {
+    const large = await startBroker({ maxJobBytes: 1 << 26 })
+    onTestFinished(() => large.stop())
+    const queue = await openHere(large.url)
+    const body = Buffer.alloc(1 << 26, 'x')
+    await queue.put(body, inTube('default'))
+    const job = await queue.reserve(5)
+    expect(job?.body.equals(body)).toBe(true)
+  })
+
   it.each(['123', '007', '1e3', 'null', 'true', '0x10', 'a/b;c.$_()+-'])(
     'keeps the tube name %s as text',
     async (tube) => {

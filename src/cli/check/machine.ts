@@ -4,9 +4,10 @@ import type { Config } from '../../config.ts'
 import { MAX_CONNECTIONS } from '../../http/server.ts'
 import { describeOwnGroup } from '../../run/delegation.ts'
 import { hasProc } from '../../run/look.ts'
+import { isEmbedded } from '../broker.ts'
 import { EXIT } from '../exit.ts'
 import { slotsOf } from '../settings.ts'
-import { checkProcessTools, filesNeeded, maxClients, readLimit } from '../startup.ts'
+import { checkProcessTools, filesNeeded, readLimit, shareFiles } from '../startup.ts'
 import { type Finding, makeOk, makeProblem, makeWarning } from './finding.ts'
 
 const TOOLS = 'tools'
@@ -41,7 +42,7 @@ export function checkLimits(config: Config, isRoot = process.geteuid?.() === 0, 
   if (files === undefined || core === undefined || processes === undefined)
     return [makeOk(FILES, 'the limits of this process cannot be read here')]
   return [
-    checkFiles(slots, files, maxClients(slots, limits)),
+    checkFiles(slots, files, shareFiles(slots, isEmbedded(config) ? 'both' : 'http', limits).http),
     checkProcesses(slots, processes, isRoot),
     checkCore(core),
   ]
