@@ -31,6 +31,8 @@ export default defineConfig({
     hookTimeout: 30_000,
     // Most tests wait for processes: more files at a time than processors, but few enough that TTRs of a second hold.
     maxWorkers: 3,
+    // Once more where real processes, sockets and disks met something on a busy machine; the report tells which (retry x1).
+    retry: 1,
     reporters: ['default', reporter],
     projects: [
       { extends: true, test: { name: 'embedded', include: ['test/**/*.test.ts'], env: { TEST_BROKER: 'embedded' } } },

@@ -124,7 +124,8 @@ test('after a restart without a binlog the ticket may name another job: that one
   home.addAlgorithm('waits', WAITS)
   home.addAlgorithm('other', 'echo 2')
   const broker = await startBroker()
-  const worker = await home.startWorker({ BEANSTALK_PORT: String(broker.port) })
+  const proxy = await startProxy(broker.port)
+  const worker = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
   const putOn = (uuid: string, type: string) => {
     const body = `[{"uuid":"${uuid}","type":"${type}"},{}]`
     return { body, line: `put 0 0 10 ${body.length}\r\n${body}\r\n` }
@@ -132,11 +133,14 @@ test('after a restart without a binlog the ticket may name another job: that one
   const uuid = newUuid()
   expect(await broker.ask(putOn(uuid, 'waits').line)).toBe('INSERTED 1\r\n')
   await worker.waitFor('the run', ({ event }) => event === 'run_started')
+  // It asks for its ticket when the other job has the number.
+  proxy.holdFrom('reserve-job')
   await broker.kill('SIGKILL')
   const again = await startBroker({ port: broker.port })
   try {
     const other = newUuid()
     expect(await again.ask(putOn(other, 'other').line)).toBe('INSERTED 1\r\n')
+    proxy.release()
     const ended = await worker.waitFor('the loss', (line) => line.event === 'run_ended' && line.uuid === uuid)
     expect(ended).toMatchObject({ outcome: 'lost', error: expect.stringContaining('another job') })
     await until('the other job is complete', () => home.status(other)?.state === 'complete')
