@@ -53,8 +53,7 @@ export interface BrokerStats {
   readonly isDraining: boolean
 }
 
-/** beanstalkd's own: the largest body, the size of a segment, the time between two syncs. */
-export const DEFAULT_MAX_JOB_BYTES = 65_535
+/** beanstalkd's own: the size of a segment, the time between two syncs. */
 const SEGMENT_BYTES = 10_485_760
 const SYNC_MS = 50
 /** A body is a string here; a few of this size are no danger to the process. */

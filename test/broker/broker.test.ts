@@ -2,16 +2,17 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, it, onTestFinished } from 'vitest'
-import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { type Broker, type BrokerOptions, startBroker } from '../../src/broker/broker.ts'
+import { DEFAULTS } from '../../src/config.ts'
 import { openQueue } from '../../src/queue/queue.ts'
 import { until } from '../support/installation.ts'
-import { startClock, Wire } from './wire.ts'
+import { ask, open, put, startClock, stat } from './wire.ts'
 
 async function start(more: Partial<BrokerOptions> = {}): Promise<Broker> {
   const broker = await startBroker({
     host: '127.0.0.1',
     port: 0,
-    maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+    maxJobBytes: DEFAULTS.BROKER_MAX_JOB,
     fsync: 'interval',
     ...more,
   })
@@ -19,23 +20,9 @@ async function start(more: Partial<BrokerOptions> = {}): Promise<Broker> {
   return broker
 }
 
-async function open({ port }: Broker): Promise<Wire> {
-  const wire = await Wire.open(port)
-  onTestFinished(() => wire.close())
-  return wire
-}
-
-async function ask(wire: Wire, bytes: string): Promise<string> {
-  wire.send(bytes)
-  return wire.read()
-}
-
-const put = (body: string, how = '10 0 60') => `put ${how} ${body.length}\r\n${body}\r\n`
-const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$`, 'm').exec(reply)?.[1])
-
 it('takes a job back when its TTR is over, though its holder does nothing', async () => {
   const broker = await start()
-  const [holder, other] = [await open(broker), await open(broker)]
+  const [holder, other] = [await open(broker.port), await open(broker.port)]
   await ask(holder, put('x', '0 0 1'))
   expect(await ask(holder, 'reserve\r\n')).toMatch(/^RESERVED 1 /)
   expect(await ask(other, 'reserve-with-timeout 4\r\n')).toMatch(/^RESERVED 1 /)
@@ -44,7 +31,7 @@ it('takes a job back when its TTR is over, though its holder does nothing', asyn
 
 it('takes no more jobs when it drains, and goes on with those that it has', async () => {
   const broker = await start()
-  const wire = await open(broker)
+  const wire = await open(broker.port)
   await ask(wire, put('x'))
   broker.drain()
   expect(await ask(wire, put('y'))).toBe('DRAINING\r\n')
@@ -56,7 +43,7 @@ it('takes no more jobs when it drains, and goes on with those that it has', asyn
 
 it('reads no further while its replies are not taken, serves others, and loses none', async () => {
   const broker = await start()
-  const [lazy, other] = [await open(broker), await open(broker)]
+  const [lazy, other] = [await open(broker.port), await open(broker.port)]
   await ask(lazy, put('b'.repeat(60000)))
   lazy.pause()
   lazy.send('peek 1\r\n'.repeat(20_000))
@@ -69,7 +56,7 @@ it('reads no further while its replies are not taken, serves others, and loses n
 
 it('leaves the process time for other things, whatever one client asks for', async () => {
   const broker = await start()
-  const wire = await open(broker)
+  const wire = await open(broker.port)
   const [tubes, reserves] = [2000, 3000]
   wire.send(Array.from({ length: tubes }, (_, n) => `watch t${n}\r\n`).join(''))
   for (let n = 0; n < tubes; n++) await wire.read()
@@ -106,7 +93,7 @@ it('says what is wrong with a folder that cannot be used', async () => {
 
 it('answers what is done, ends all connections and closes at once', async () => {
   const broker = await start()
-  const [wire, waiting] = [await open(broker), await open(broker)]
+  const [wire, waiting] = [await open(broker.port), await open(broker.port)]
   await ask(wire, 'list-tube-used\r\n')
   waiting.send('reserve\r\n')
   await broker.close()
@@ -116,9 +103,9 @@ it('answers what is done, ends all connections and closes at once', async () => 
 
 it('closes at once though clients that hung up do not take their last replies', async () => {
   const broker = await start({ maxJobBytes: 262_144 })
-  const wire = await open(broker)
+  const wire = await open(broker.port)
   await ask(wire, put('x'.repeat(200_000)))
-  const lazy = await Promise.all(Array.from({ length: 40 }, () => open(broker)))
+  const lazy = await Promise.all(Array.from({ length: 40 }, () => open(broker.port)))
   for (const [replies, each] of lazy.entries()) {
     each.pause()
     each.send('peek 1\r\n'.repeat(replies))
@@ -159,10 +146,10 @@ it('serves our own queue as beanstalkd does', async () => {
 
 it('hangs up on more clients than it is to have, and takes others when some have left', async () => {
   const broker = await start({ maxConnections: 2 })
-  const [first] = [await open(broker), await open(broker)]
-  expect(await ask(await open(broker), 'stats\r\n')).toBe('closed')
+  const [first] = [await open(broker.port), await open(broker.port)]
+  expect(await ask(await open(broker.port), 'stats\r\n')).toBe('closed')
   await first.close()
-  const later = async () => ask(await open(broker), 'list-tubes\r\n')
+  const later = async () => ask(await open(broker.port), 'list-tubes\r\n')
   let reply = await later()
   while (reply === 'closed') reply = await later()
   expect(reply).toMatch(/^OK /)

@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { startBroker } from '../../src/broker/broker.ts'
+import { DEFAULTS } from '../../src/config.ts'
 import { startBeanstalkd } from '../support/broker.ts'
 import { CASES, type Step } from './conformance.ts'
 import { Wire, withoutClock } from './wire.ts'
@@ -25,7 +26,7 @@ async function startOurs(fsync: 'each' | 'interval' = 'interval'): Promise<Runni
     host: '127.0.0.1',
     port: 0,
     journalDir: folder,
-    maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+    maxJobBytes: DEFAULTS.BROKER_MAX_JOB,
     fsync,
   })
   const stop = async () => {

@@ -19,13 +19,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { describe, expect, it, onTestFinished, type TestContext } from 'vitest'
-import { type Broker, type BrokerOptions, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { type Broker, type BrokerOptions, startBroker } from '../../src/broker/broker.ts'
 import { Job } from '../../src/broker/job.ts'
 import { Frame } from '../../src/broker/record.ts'
 import { Tube } from '../../src/broker/tube.ts'
+import { DEFAULTS } from '../../src/config.ts'
 import { freePort } from '../support/broker.ts'
 import { leaveOut, until } from '../support/installation.ts'
-import { startClock, Wire } from './wire.ts'
+import { ask, open, put, startClock, stat, type Wire } from './wire.ts'
 
 /** 200 for the long run. */
 const KILLS = Number(process.env.BROKER_KILLS ?? 10)
@@ -42,7 +43,7 @@ async function start(journalDir: string, more: Partial<BrokerOptions> = {}): Pro
     host: '127.0.0.1',
     port: 0,
     journalDir,
-    maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+    maxJobBytes: DEFAULTS.BROKER_MAX_JOB,
     fsync: 'interval',
     ...more,
   })
@@ -74,20 +75,6 @@ async function kill({ child, pid }: Served): Promise<void> {
   process.kill(pid, 'SIGKILL')
   await exited
 }
-
-async function open(port: number): Promise<Wire> {
-  const wire = await Wire.open(port)
-  onTestFinished(() => wire.close())
-  return wire
-}
-
-async function ask(wire: Wire, bytes: string): Promise<string> {
-  wire.send(bytes)
-  return wire.read()
-}
-
-const put = (body: string, how = '10 0 60') => `put ${how} ${body.length}\r\n${body}\r\n`
-const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$`, 'm').exec(reply)?.[1])
 
 /** Sends pipelined commands until the connection ends; hands out the replies in their order. */
 async function pour(port: number, commands: () => string | undefined, onReply: (reply: string) => void): Promise<void> {

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Broker, DEFAULT_MAX_JOB_BYTES, startBroker } from '../../src/broker/broker.ts'
+import { type Broker, startBroker } from '../../src/broker/broker.ts'
+import { DEFAULTS } from '../../src/config.ts'
 import { startBeanstalkd, type TestBroker } from '../support/broker.ts'
 import { Wire, withoutClock } from './wire.ts'
 
@@ -256,7 +257,7 @@ describe.runIf(hasBeanstalkd)('the embedded broker beside beanstalkd', () => {
       host: '127.0.0.1',
       port: 0,
       journalDir: folder,
-      maxJobBytes: DEFAULT_MAX_JOB_BYTES,
+      maxJobBytes: DEFAULTS.BROKER_MAX_JOB,
       fsync: 'never',
     })
     const ports = [beanstalkd.port, broker.port]

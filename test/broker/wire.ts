@@ -117,3 +117,20 @@ export function startClock(): { longestShare(): number } {
     },
   }
 }
+
+/** A connection that is closed with the test. */
+export async function open(port: number): Promise<Wire> {
+  const wire = await Wire.open(port)
+  onTestFinished(() => wire.close())
+  return wire
+}
+
+export async function ask(wire: Wire, bytes: string): Promise<string> {
+  wire.send(bytes)
+  return wire.read()
+}
+
+export const put = (body: string, how = '10 0 60') => `put ${how} ${body.length}\r\n${body}\r\n`
+
+/** A number from the body of a reply. */
+export const stat = (reply: string, key: string) => Number(new RegExp(`^${key}: (\\d+)$`, 'm').exec(reply)?.[1])
