@@ -68,7 +68,7 @@ export function describeBrokerError(config: Config, error: BrokerError): string 
     case 'locked':
       return `${error.message}; if it is that of another worker, give both the same BEANSTALK_PORT (this is ${config.BEANSTALK_PORT})`
     case 'journal':
-      return error.message
+      return `${error.message}: RESULT_BASEDIR (${config.RESULT_BASEDIR}) must be there, be this user's to write, and have room`
   }
 }
 

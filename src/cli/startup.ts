@@ -115,6 +115,7 @@ export function portAdvice(config: Config, error: NodeJS.ErrnoException): string
       return `HTTP_PORT: this user may not listen on ${address}; set HTTP_PORT to a port above 1023`
     case 'EADDRNOTAVAIL':
     case 'ENOTFOUND':
+    case 'EAI_AGAIN':
       return `HTTP_HOST: ${config.HTTP_HOST} is no address of this machine; set it to 127.0.0.1, or to 0.0.0.0 for all`
     default:
       return `HTTP_PORT: cannot listen on ${address}: ${error.message}`

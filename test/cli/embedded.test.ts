@@ -240,6 +240,9 @@ test('qworker broker tells what is wrong with its command line and its configura
     stderr: expect.stringContaining(missing),
   })
   const refused = run('qworker', ['broker'], { RESULT_BASEDIR: missing })
-  expect(refused).toMatchObject({ status: 73, stderr: expect.stringContaining('ENOENT') })
+  expect(refused).toMatchObject({
+    status: 73,
+    stderr: expect.stringMatching(/ENOENT.*: RESULT_BASEDIR \(.*missing\) must be there/),
+  })
   expect(readdirSync(dir)).toEqual([])
 })
