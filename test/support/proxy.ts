@@ -14,6 +14,8 @@ export interface Proxy {
   release(): void
   /** From now on nothing passes on the connections that are there, and none is closed: half-open, as when a line is cut. */
   silence(): void
+  /** Leads each client to the broker by a new connection: what it had reserved by the old one is no longer its own. */
+  renew(): void
   /** Cuts all connections. */
   cut(): void
 }
@@ -25,20 +27,35 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
   let holding = false
   let toSkip = 0
   let generation = 0
+  const renewals = new Set<() => void>()
   const server = createServer((client) => {
     const born = generation
-    const broker = openSocket(targetPort, '127.0.0.1')
-    for (const socket of [client, broker]) {
+    const lead = () => {
+      const socket = openSocket(targetPort, '127.0.0.1')
       sockets.add(socket)
       socket.on('error', () => undefined)
       socket.on('close', () => {
         sockets.delete(socket)
-        client.destroy()
-        broker.destroy()
+        if (socket === broker) client.destroy()
       })
+      socket.on('data', (chunk) => {
+        if (born === generation) client.write(chunk)
+      })
+      return socket
     }
-    broker.on('data', (chunk) => {
-      if (born === generation) client.write(chunk)
+    const renew = () => {
+      const old = broker
+      broker = lead()
+      old.destroy()
+    }
+    let broker = lead()
+    renewals.add(renew)
+    sockets.add(client)
+    client.on('error', () => undefined)
+    client.on('close', () => {
+      sockets.delete(client)
+      renewals.delete(renew)
+      broker.destroy()
     })
     client.on('data', (chunk) => {
       if (born !== generation) return
@@ -69,6 +86,9 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
     },
     silence: () => {
       generation++
+    },
+    renew: () => {
+      for (const renew of renewals) renew()
     },
     cut,
   }
