@@ -1,6 +1,6 @@
 /** Algorithms: found by their manifests, one `algorithm.yaml` in each folder of an algorithm directory. */
 
-import { constants } from 'node:fs'
+import { accessSync, constants, statSync } from 'node:fs'
 import { access, open, readdir, readFile, stat } from 'node:fs/promises'
 import { delimiter, isAbsolute, join, resolve } from 'node:path'
 import * as v from 'valibot'
@@ -329,7 +329,7 @@ function wording(issue: v.BaseIssue<unknown>): string {
 /** @throws AlgorithmError when the program, or a file of the folder that its arguments name, is not there */
 async function checkProgram(algorithm: Algorithm, path: string): Promise<void> {
   const [program = '', ...args] = algorithm.command
-  await resolveProgram(algorithm, program, path)
+  resolveProgram(algorithm, program, path)
   for (const arg of args) {
     if (!arg.startsWith('{dir}/') || /\{(ttr|uuid|attempt)\}/.test(arg)) continue
     const file = arg.replaceAll('{dir}', () => algorithm.dir)
@@ -344,30 +344,31 @@ async function checkProgram(algorithm: Algorithm, path: string): Promise<void> {
  * Finds the program of an algorithm: a path is relative to its folder, a bare name is looked up in PATH.
  * @throws AlgorithmError when there is none, or it may not be executed
  */
-export async function resolveProgram(algorithm: Algorithm, program: string, path: string): Promise<string> {
+export function resolveProgram(algorithm: Algorithm, program: string, path: string): string {
   const named = program.replaceAll('{dir}', () => algorithm.dir).replaceAll('{node}', () => process.execPath)
+  const fail = (problem: string) =>
+    new AlgorithmError(`algorithm ${algorithm.name}: its program ${problem}`, { algorithm: algorithm.name })
   if (named.includes('/')) {
     const file = isAbsolute(named) ? named : join(algorithm.dir, named)
-    const problem = await executableProblem(file)
-    if (problem === undefined) return file
-    throw new AlgorithmError(`algorithm ${algorithm.name}: its program ${file} ${problem}`, {
-      algorithm: algorithm.name,
-    })
+    const problem = executableProblem(file)
+    if (problem !== undefined) throw fail(`${file} ${problem}`)
+    return file
   }
   for (const dir of path.split(delimiter)) {
     const file = join(dir, named)
-    if (isAbsolute(file) && (await executableProblem(file)) === undefined) return file
+    if (isAbsolute(file) && executableProblem(file) === undefined) return file
   }
-  throw new AlgorithmError(
-    `algorithm ${algorithm.name}: its program ${describe(named)} is not in PATH (${path}); install it, or write a path (a file of the algorithm's folder as ./${named})`,
-    { algorithm: algorithm.name },
-  )
+  const remedy = `install it, or write a path (a file of the algorithm's folder as ./${named})`
+  throw fail(`${describe(named)} is not in PATH (${path}); ${remedy}`)
 }
 
-async function executableProblem(file: string): Promise<string | undefined> {
+/** Synchronous: asked for each run, and answered from memory. */
+function executableProblem(file: string): string | undefined {
   try {
-    if (!(await stat(file)).isFile()) return 'is no file'
-    await access(file, constants.X_OK)
+    const stats = statSync(file, { throwIfNoEntry: false })
+    if (stats === undefined) return 'is not there'
+    if (!stats.isFile()) return 'is no file'
+    accessSync(file, constants.X_OK)
     return undefined
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code
@@ -390,6 +391,8 @@ export async function explainStartFailure(file: string, code: string): Promise<s
 
 /** The same for a program that something else was to become by exec(2), and that may have ended by itself. */
 export async function findStartFailure(file: string): Promise<string | undefined> {
+  const problem = executableProblem(file)
+  if (problem !== undefined) return `it ${problem}`
   const [, line = ''] = /^#!([^\n]*)/.exec(await readHead(file)) ?? []
   // A carriage return is part of the name, for the kernel.
   const [interpreter] = line.replace(/^[ \t]+/, '').split(/[ \t]/, 1)

@@ -1,8 +1,8 @@
 /**
  * Ending a run: every process of it, not only the first; or all runs of a worker that died.
  *
- * A run's first process leads a session and process group of its own, and the environment of each of its processes
- * holds the run's mark. Children may leave the group (setsid), lose their parent (double fork), or both; the mark stays.
+ * A run's first process, or the launcher that started it, leads a session and process group of its own, and the
+ * environment of each of its processes holds the run's mark. Children may leave the group (setsid), lose their parent (double fork), or both; the mark stays.
  * Where `/proc` exists, look.ts finds them.
  *
  *     TERM (and CONT: a stopped process must wake to see it) - up to 1 s - KILL until the looks find nothing
@@ -140,7 +140,8 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
     killGroup(group, known, known.has(session))
   }
   const options = { onNew, until: killing + GIVE_UP_MS, strangers }
-  const late = setTimeout(() => quarry.pid !== undefined && killGroup(quarry.pid, known), LONG_LOOK_MS)
+  const group = groupOf(quarry)
+  const late = setTimeout(() => group !== undefined && killGroup(group, known), LONG_LOOK_MS)
   let look = await lookFor(quarry, known, options)
   let lastFound = look.found
   clearTimeout(late)
@@ -156,7 +157,7 @@ async function endByProc(quarry: Quarry, termToKillMs: number, known: Known): Pr
       pauseMs = Math.min(pauseMs * 1.5, LONGEST_KILL_PAUSE_MS)
     } else {
       if (look.isClear || ++unclear >= ENOUGH_UNCLEAR_LOOKS) break
-      if (quarry.pid !== undefined) killGroup(quarry.pid, known)
+      if (group !== undefined) killGroup(group, known)
       await sleep(1)
     }
   }
@@ -180,7 +181,7 @@ async function terminate(
   known: Known,
   strangers: Map<number, number>,
 ): Promise<{ signals: SentSignal[]; began: number }> {
-  const { pid } = quarry
+  const pid = groupOf(quarry)
   const signals: SentSignal[] = []
   let began = 0
   let processes = 1
@@ -224,8 +225,10 @@ function isAnyLeft(look: Look): boolean {
   return look.found.length > 0 || look.isBlind
 }
 
-function survivorsOf(look: Look, { pid: first }: Quarry): number[] {
-  if (look.isBlind && look.found.length === 0) return first !== undefined && isGroupAlive(first) ? [first] : []
+function survivorsOf(look: Look, quarry: Quarry): number[] {
+  const { pid: first, leader } = quarry
+  const isThere = (pid: number) => (leader === undefined ? isGroupAlive(pid) : isAlive(pid))
+  if (look.isBlind && look.found.length === 0) return first !== undefined && isThere(first) ? [first] : []
   const living = look.found.filter((stat) => {
     const now = readProcess(stat.pid)
     return now !== undefined && now.startTicks === stat.startTicks && !isZombie(now)
@@ -238,12 +241,18 @@ async function killFound(look: Look, quarry: Quarry, known: Known): Promise<void
   // A group within a session of the quarry is the quarry's, also when its leader is gone.
   killGroups(quarry)
   const groups = new Map(look.found.map((stat) => [stat.group, known.has(stat.session)]))
-  if (quarry.pid !== undefined) groups.set(quarry.pid, false)
+  const own = groupOf(quarry)
+  if (own !== undefined) groups.set(own, false)
   const shot = new Set(
     [...groups].filter(([group, isInSession]) => killGroup(group, known, isInSession)).map(([g]) => g),
   )
   const rest = look.found.filter(({ group }) => !shot.has(group))
   await shootAll(rest, ['SIGKILL'])
+}
+
+/** The process group of a run; undefined where all runs of a worker are meant. */
+function groupOf({ pid, leader }: Quarry): number | undefined {
+  return leader?.pid ?? pid
 }
 
 /** A group whose leader was the quarry's holds its processes only: none but theirs can join it. */
@@ -337,8 +346,13 @@ async function signalTree(pid: number, signal: NodeJS.Signals): Promise<void> {
 }
 
 function isGroupAlive(pid: number): boolean {
+  return isAlive(-pid)
+}
+
+/** @param pid negative: a group */
+function isAlive(pid: number): boolean {
   try {
-    process.kill(-pid, 0)
+    process.kill(pid, 0)
     return true
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === 'EPERM'

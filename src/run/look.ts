@@ -34,6 +34,14 @@ export interface Quarry extends GroupQuarry {
   readonly workdir: string
   /** start of the first process, or of the worker, in clock ticks since boot; undefined where there is no /proc */
   readonly startTicks: number | undefined
+  /** that leads the session and group in place of the first process: it is not of the run, and is not looked for */
+  readonly leader?: Leader | undefined
+}
+
+/** A process, with its start in clock ticks since boot. */
+export interface Leader {
+  readonly pid: number
+  readonly startTicks: number | undefined
 }
 
 export const hasProc: boolean = existsSync('/proc/self/stat') && existsSync('/proc/self/environ')
@@ -114,6 +122,7 @@ export function isZombie({ state }: ProcessStat): boolean {
 /** @param seen processes of the quarry, with their starts, that were seen before: who is gone or recycled is left out */
 export function makeKnown(quarry: Quarry, seen: ReadonlyMap<number, number> = new Map()): Known {
   const known: Known = new Map([...seen].filter(([pid, ticks]) => startTicksOf(pid) === ticks))
+  if (quarry.leader !== undefined) known.set(quarry.leader.pid, quarry.leader.startTicks)
   return quarry.pid === undefined ? known : known.set(quarry.pid, quarry.startTicks)
 }
 
@@ -128,6 +137,7 @@ export async function lookFor(quarry: Quarry, known: Known, options: LookOptions
   let members = listMembers(quarry, sight)
   forgetRecycled(known, seen)
   const spared = listAncestors(seen)
+  if (quarry.leader !== undefined) spared.add(quarry.leader.pid)
   const own = new Map<number, ProcessStat>()
   const takeIfOwn = (stat: ProcessStat, isKin = known.has(stat.pid) || isRelated(stat, known)): boolean => {
     const isMember = members.has(stat.pid)
@@ -175,6 +185,45 @@ export async function lookFor(quarry: Quarry, known: Known, options: LookOptions
   // Parents first: a shell that a signal reaches after its child may take the child's end for its own.
   const found = [...own.values()].sort((a, b) => a.startTicks - b.startTicks || a.pid - b.pid)
   return { found, isClear: isClear && !sight.isUnsure && !sight.isBlind, isBlind: sight.isBlind }
+}
+
+/** More numbers than that are not asked one by one. */
+const MOST_NUMBERS = 256
+const MOST_GLANCES = 4
+
+/**
+ * Whether nothing can be left of a run whose first process is gone, without a listing: whatever it forked has a higher
+ * number than its first process, and is among those that were given out since.
+ * @param neighbours sessions of other runs: nobody can join one
+ * @param strangers as in LookOptions
+ * @returns false when that cannot be told so: look for it
+ */
+export function isSurelyOver(
+  quarry: Quarry & { readonly pid: number; readonly leader: Leader },
+  neighbours: ReadonlySet<number>,
+  strangers: Map<number, number>,
+): boolean {
+  const { pid: first, leader } = quarry
+  const sight = openSight()
+  if (listMembers(quarry, sight).size > 0) return false
+  let asked = first
+  for (let glances = 0; glances < MOST_GLANCES; glances++) {
+    const newest = Number(newestPid(sight) ?? -1)
+    // Nothing was forked while we looked.
+    if (glances > 0 && newest === asked) return true
+    if (newest < asked || newest - first > MOST_NUMBERS) return false
+    for (let pid = asked + 1; pid <= newest; pid++) {
+      const stat = existsSync(`/proc/${pid}`) ? readStat(pid, sight) : undefined
+      if (sight.isBlind) return false
+      if (stat === undefined || isZombie(stat) || pid === leader.pid) continue
+      const isKin = stat.session === leader.pid || stat.parent === leader.pid || stat.parent === first
+      if (!isKin && (neighbours.has(stat.session) || strangers.get(pid) === stat.startTicks)) continue
+      if (isKin || traceOf(stat, quarry, sight) !== 'none') return false
+      strangers.set(pid, stat.startTicks)
+    }
+    asked = newest
+  }
+  return false
 }
 
 /** A look that ends before it has seen all is blind. */

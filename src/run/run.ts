@@ -1,26 +1,18 @@
 /** A process in, an Outcome out. */
 
-import { spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
-import { closeSync, fchownSync, fstatSync, openSync, realpathSync } from 'node:fs'
+import { closeSync, fstatSync, ftruncateSync } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
 import type { KillReceipt, Outcome, Usage } from '../job/outcome.ts'
 import { nestingDepth } from '../job/package.ts'
 import type { SkippedFile } from '../job/result.ts'
-import {
-  type Algorithm,
-  AlgorithmError,
-  commandFor,
-  explainStartFailure,
-  findStartFailure,
-  resolveProgram,
-} from './algorithm.ts'
-import { entryLauncher, type Group, type GroupNotes, type Groups, readNotes, removeGroups } from './cgroup.ts'
+import type { Algorithm } from './algorithm.ts'
+import { type Group, type GroupNotes, type Groups, readNotes, removeGroups } from './cgroup.ts'
+import { explainExit, startFirstProcess } from './first-process.ts'
 import { killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
+import { type Exit, type Launcher, sessions } from './launcher.ts'
 import { nameLimit } from './limits.ts'
-import { MARK_VARIABLE, startTicksOf } from './look.ts'
+import { isSurelyOver } from './look.ts'
 import { type Sampled, startSampling } from './usage.ts'
-import { accessProblem } from './user.ts'
 import {
   collectOutputs,
   directoryBytes,
@@ -54,6 +46,8 @@ export interface RunRequest {
   readonly maxScratchBytes: number
   /** where runs have control groups */
   readonly groups?: Groups | undefined
+  /** starts the process where it can: the slot's own; without one Node does */
+  readonly launcher?: Launcher | undefined
   /** Aborted with a `RunEnd` as its reason, ends the run before its time. */
   readonly signal: AbortSignal
   /** Called once when the first process is there, and when the run is about to be ended by us. They must not throw. */
@@ -90,8 +84,6 @@ const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
 const STREAM_CHECK_MS = 100
 const SCRATCH_CHECK_MS = 1000
-/** Faults of this machine at fork; the job is not to blame. */
-const MACHINE_FAULTS: ReadonlySet<string> = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE', 'ENOSPC', 'EIO'])
 
 /**
  * Runs one attempt to its end: the process exited, or was ended at its limit, and nothing of it is left.
@@ -115,7 +107,7 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     stderrTail: await readTail(request.workdir.stderr, STDERR_TAIL_BYTES).catch(() => ''),
     ...partial,
   })
-  const process_ = await startProcess(request, started)
+  const process_ = await startFirstProcess(request, started)
   if ('outcome' in process_) {
     leaveEmptyStreams(request.workdir)
     return report({ outcome: process_.outcome })
@@ -135,8 +127,12 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     await reclaimStreams(request.workdir, streams, request.maxOutputBytes)
     if (end !== undefined) return await report({ ...base, outcome: end })
     const ended = classify(request.algorithm, exitCode, signal)
-    const unstarted = group && (await explainExit(request.algorithm, file, exitCode))
-    if (unstarted !== undefined) return await report({ ...base, outcome: unstarted })
+    const unstarted = (group ?? identity.leader) && (await explainExit(request.algorithm, file, exitCode))
+    if (unstarted !== undefined) {
+      // All that is in them is what the shell said of it.
+      for (const fd of streams) ftruncateSync(fd)
+      return await report({ outcome: unstarted })
+    }
     const outcome = nameLimit(ended, request.algorithm.limits, usage, sampled.firstCpuSeconds, notes)
     if (outcome.kind !== 'success') return await report({ ...base, outcome })
     // A short run may be over before the first look at its streams.
@@ -166,152 +162,6 @@ function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNot
   if (notes.wasEntered) return notes
   groups?.tell(`a run of ${algorithm.name} could not enter ${path}`)
   return undefined
-}
-
-/** With these a shell ends that cannot become the program; the program may, too. */
-const EXEC_FAILURES: readonly (number | null)[] = [126, 127]
-
-async function explainExit(
-  algorithm: Algorithm,
-  file: string,
-  exitCode: number | null,
-): Promise<Extract<Outcome, { kind: 'not_started' }> | undefined> {
-  if (!EXEC_FAILURES.includes(exitCode)) return undefined
-  const why = await findStartFailure(file)
-  return why === undefined ? undefined : { kind: 'not_started', detail: startFailure(algorithm, file, why) }
-}
-
-function startFailure({ name }: Algorithm, file: string, why: string): string {
-  return `algorithm ${name}: its program ${file} cannot be started: ${why}`
-}
-
-interface Exit {
-  readonly exitCode: number | null
-  readonly signal: string | undefined
-}
-
-interface StartedProcess {
-  readonly identity: RunIdentity
-  readonly exited: Promise<Exit>
-  /** descriptors of stdout.log and stderr.log */
-  readonly streams: readonly [number, number]
-  /** undefined: it has none */
-  readonly group: Group | undefined
-  /** the program */
-  readonly file: string
-}
-
-async function startProcess(request: RunRequest, started: Date): Promise<StartedProcess | { outcome: Outcome }> {
-  const { algorithm, workdir } = request
-  const [program = '', ...args] = commandFor(algorithm, {
-    ttr: request.ttrSeconds,
-    uuid: request.uuid,
-    attempt: request.attempt,
-  })
-  const file = await resolveProgram(algorithm, program, request.environment.PATH ?? '').catch((error: unknown) => {
-    if (error instanceof AlgorithmError) return error
-    throw error
-  })
-  if (file instanceof AlgorithmError) return { outcome: { kind: 'not_started', detail: file.message } }
-  const barred = algorithm.user && (await accessProblem(algorithm.user, workdir.scratch, file))
-  if (barred) return { outcome: { kind: 'not_started', detail: `algorithm ${algorithm.name}: ${barred}` } }
-  // From here to the listener in waitForEnd nothing waits: an abort is seen either here or there.
-  if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
-  const mark = `${request.workerId}.${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
-  // The links in /proc, by which stray processes are found, are real paths.
-  const realPath = realpathSync(workdir.path)
-  const [stdin, ...streams] = openStreams(workdir)
-  const group = request.groups?.make(mark, algorithm.restraint?.inGroup)
-  const environment = environmentOf(request, mark, started)
-  const spawned = spawnProgram(file, args, request, environment, [stdin, ...streams], group)
-  closeAll(group === undefined ? [stdin] : [stdin, group.entry])
-  const cgroupBase = group && request.groups?.base
-  if ('failure' in spawned) {
-    closeAll(streams)
-    const { code = '', message } = await spawned.failure
-    await removeGroups({ pid: 0, mark, cgroupBase })
-    if (MACHINE_FAULTS.has(code)) return { outcome: { kind: 'worker_fault', detail: `${file}: ${message}` } }
-    const why = (await explainStartFailure(file, code)) ?? message
-    return { outcome: { kind: 'not_started', detail: startFailure(algorithm, file, why) } }
-  }
-  const { pid, exited } = spawned
-  const identity = { pid, mark, workdir: realPath, startTicks: startTicksOf(pid), cgroupBase }
-  return { identity, exited, streams, group, file }
-}
-
-type Streams = readonly [stdin: number, stdout: number, stderr: number]
-
-/** All three or none: what was opened is closed when a later one cannot be. */
-function openStreams(workdir: Workdir): Streams {
-  const opened: number[] = []
-  try {
-    opened.push(openSync(workdir.input, 'r'))
-    // Appending: several processes of a run may write to one stream, and none shall overwrite another.
-    for (const path of [workdir.stdout, workdir.stderr]) opened.push(openSync(path, 'a+', 0o644))
-    return opened as unknown as Streams
-  } catch (error) {
-    closeAll(opened)
-    throw error
-  }
-}
-
-function closeAll(fds: readonly number[]): void {
-  for (const fd of fds) closeSync(fd)
-}
-
-type Spawned = { pid: number; exited: Promise<Exit> } | { failure: Promise<NodeJS.ErrnoException> }
-
-/**
- * Node's own spawn: without a free descriptor (EMFILE), execa 9.6 throws before it listens to the child's `error`,
- * which then ends the worker.
- */
-function spawnProgram(
-  file: string,
-  args: string[],
-  request: RunRequest,
-  env: Record<string, string>,
-  stdio: Streams,
-  group: Group | undefined,
-): Spawned {
-  try {
-    const { restraint: { standIn = [], launcher = [] } = {}, user } = request.algorithm
-    const entry = group === undefined ? standIn : entryLauncher(standIn)
-    const [first = file, ...rest] = [...entry, ...launcher, file, ...args]
-    const rights = user === undefined ? {} : { uid: user.uid, gid: user.gid }
-    // Who opens /dev/stderr anew needs the right to.
-    if (user !== undefined) for (const fd of stdio.slice(1)) fchownSync(fd, user.uid, user.gid)
-    const handed = group === undefined ? [...stdio] : [...stdio, group.entry]
-    const options = { cwd: request.workdir.scratch, env, stdio: handed, detached: true, ...rights }
-    const child = spawn(first, rest, options)
-    const failure = new Promise<NodeJS.ErrnoException>((resolve) => child.once('error', resolve))
-    const { pid } = child
-    if (pid === undefined) return { failure }
-    const exited = new Promise<Exit>((resolve) =>
-      child.once('exit', (exitCode, signal) => resolve({ exitCode, signal: signal ?? undefined })),
-    )
-    return { pid, exited }
-  } catch (error) {
-    return { failure: Promise.resolve(error as NodeJS.ErrnoException) }
-  }
-}
-
-function environmentOf(request: RunRequest, mark: string, started: Date): Record<string, string> {
-  return {
-    HOME: request.workdir.scratch,
-    TMPDIR: request.workdir.scratch,
-    ...(request.algorithm.user && { USER: request.algorithm.user.name, LOGNAME: request.algorithm.user.name }),
-    ...request.environment,
-    ...request.algorithm.env,
-    QWORKER_UUID: request.uuid,
-    QWORKER_TYPE: request.type,
-    QWORKER_ATTEMPT: String(request.attempt),
-    QWORKER_MAX_ATTEMPTS: String(request.maxAttempts),
-    QWORKER_TUBE: request.tube,
-    QWORKER_PRIORITY: String(request.priority),
-    QWORKER_TTR: String(request.ttrSeconds),
-    QWORKER_DEADLINE: new Date(started.getTime() + request.limitSeconds * 1000).toISOString(),
-    [MARK_VARIABLE]: mark,
-  }
 }
 
 /** Waits until the process exits, or there is a reason to end it. */
@@ -391,6 +241,10 @@ function watchScratch(request: RunRequest, onExcess: (detail: string) => void): 
   }
 }
 
+/** Processes that were looked at and have nothing to do with any run of ours. */
+const strangers = new Map<number, number>()
+const MOST_STRANGERS = 10_000
+
 /** Ends what is still running and gathers how the first process ended. */
 async function conclude(
   request: RunRequest,
@@ -399,12 +253,19 @@ async function conclude(
   end: RunEnd | undefined,
   seen: ReadonlyMap<number, number>,
 ): Promise<Exit & { kill: KillReceipt | undefined }> {
+  const { leader } = identity
   if (end === undefined) {
     const exit = await exited
-    return { ...exit, kill: await sweepLeftovers(identity, { seen }) }
+    if (strangers.size > MOST_STRANGERS) strangers.clear()
+    if (leader !== undefined && isSurelyOver({ ...identity, leader }, sessions, strangers))
+      return { ...exit, kill: undefined }
+    const kill = await sweepLeftovers(identity, { seen })
+    if (kill !== undefined) request.launcher?.replace()
+    return { ...exit, kill }
   }
   request.onEnding?.(identity.pid, end.kind)
   const kill = await killTree(identity, { seen })
+  request.launcher?.replace()
   // A process that even SIGKILL cannot end (a hung disk) must not hold the slot for ever: the receipt names it.
   if (kill.survivors.includes(identity.pid)) return { exitCode: null, signal: undefined, kill }
   return { ...(await exited), kill }

@@ -26,6 +26,7 @@ import {
 import { QueueError, type Reservation } from '../queue/queue.ts'
 import type { JobRef } from '../report/events.ts'
 import type { Algorithm } from '../run/algorithm.ts'
+import type { Launcher } from '../run/launcher.ts'
 import { type RunReport, runAlgorithm } from '../run/run.ts'
 import { createWorkdir, readTail, removeWorkdir, type Workdir } from '../run/workdir.ts'
 import { StoreError } from '../store/store.ts'
@@ -58,6 +59,7 @@ export interface Hand {
   readonly reservation: Reservation
   readonly hold: Hold
   readonly doing: Doing
+  readonly launcher: Launcher
   /** ends the run; its reason is a RunEnd */
   readonly signal: AbortSignal
   /** performance.now() */
@@ -311,6 +313,7 @@ async function run(job: Attempt): Promise<RunReport> {
     limitSeconds: job.limitSeconds,
     environment: context.environment,
     groups: context.groups,
+    launcher: job.launcher,
     maxOutputBytes: context.maxOutputBytes,
     maxScratchBytes: context.maxScratchBytes,
     signal: job.signal,

@@ -10,6 +10,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
+import { type Launcher, openLauncher } from '../run/launcher.ts'
 import type { RunEnd } from '../run/run.ts'
 import { attendJob, type Doing } from './attend.ts'
 import { type Hold, startHold } from './hold.ts'
@@ -46,10 +47,12 @@ export class Slot {
   /** ends the run in hand */
   #run = new AbortController()
   #hold: Hold | undefined
+  readonly #launcher: Launcher
 
   constructor(context: SlotContext, number: number) {
     this.#context = context
     this.number = number
+    this.#launcher = openLauncher(context.workerId)
     this.#openQueue = () => openWatching(context)
     this.done = this.#loop()
   }
@@ -108,6 +111,7 @@ export class Slot {
       }
     }
     this.#queue?.close()
+    this.#launcher.close()
     this.#state = 'ended'
   }
 
@@ -184,7 +188,7 @@ export class Slot {
     const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
     this.#doing = doing
     try {
-      const hand = { context: this.#context, slot: this.number, reservation, hold, doing }
+      const hand = { context: this.#context, slot: this.number, reservation, hold, doing, launcher: this.#launcher }
       const faulty = await attendJob({ ...hand, signal: run.signal, reservedAt: performance.now() })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)
     } finally {

@@ -1,8 +1,10 @@
 // Runs one algorithm while all descriptors but `spare` are taken, says what came of it, and ends by itself.
 import { closeSync, openSync, readdirSync } from 'node:fs'
+import { openLauncher } from '../../dist/run/launcher.js'
 import { runAlgorithm } from '../../dist/run/run.js'
 
-const { spare, seconds, request } = JSON.parse(process.argv[2])
+const { spare, seconds, launched, request } = JSON.parse(process.argv[2])
+const launcher = launched ? openLauncher(request.workerId) : undefined
 const abort = new AbortController()
 const take = () => openSync('/dev/null', 'r')
 const taken = []
@@ -12,8 +14,9 @@ const fill = () => {
   } catch {}
 }
 const open = () => readdirSync('/proc/self/fd').length
-await runAlgorithm({ ...request, signal: abort.signal }).catch(() => {})
-const before = open()
+await runAlgorithm({ ...request, launcher, signal: abort.signal }).catch(() => {})
+// Two are the launcher's.
+const before = open() - (launched ? 2 : 0)
 fill()
 for (let i = 0; i < spare; i++) closeSync(taken.pop())
 const onStarted = () => {
@@ -22,6 +25,9 @@ const onStarted = () => {
     setTimeout(() => abort.abort({ kind: 'interrupted' }), 1000 * seconds)
   }
 }
-const came = await runAlgorithm({ ...request, signal: abort.signal, onStarted }).catch((error) => error)
+const came = await runAlgorithm({ ...request, launcher, signal: abort.signal, onStarted }).catch((error) => error)
 for (const fd of taken) closeSync(fd)
+launcher?.close()
+// Its streams are closed in the turns that follow.
+await new Promise((resolve) => setTimeout(resolve, 50))
 console.log(JSON.stringify({ before, after: open(), outcome: came.outcome, code: came.code, kill: came.kill }))

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { afterEach, expect } from 'vitest'
 import type { Algorithm } from '../../src/run/algorithm.ts'
 import type { RunIdentity } from '../../src/run/kill.ts'
+import { type Launcher, openLauncher } from '../../src/run/launcher.ts'
 import { MARK_VARIABLE, startTicksOf } from '../../src/run/look.ts'
 import { type RunReport, type RunRequest, runAlgorithm } from '../../src/run/run.ts'
 import { createWorkdir, type Workdir } from '../../src/run/workdir.ts'
@@ -143,6 +144,21 @@ export function makeAlgorithm(dir: string, manifest: Partial<Algorithm>): Algori
   }
 }
 
+const launchers: Launcher[] = []
+
+export function closeLaunchers(): void {
+  for (const launcher of launchers.splice(0)) launcher.close()
+}
+
+afterEach(closeLaunchers)
+
+/** Closed after the test. */
+function makeLauncher(): Launcher {
+  const launcher = openLauncher('w1-test')
+  launchers.push(launcher)
+  return launcher
+}
+
 export async function makeRequest(ground: Ground, options: RunOptions = {}): Promise<RunRequest> {
   const { manifest = {}, payloadJson = '{}', settings, ...rest } = options
   const workBase = join(ground.dir, 'work')
@@ -161,6 +177,7 @@ export async function makeRequest(ground: Ground, options: RunOptions = {}): Pro
     environment: { PATH, LANG: 'C.UTF-8', NAP: ground.nap },
     maxOutputBytes: 10_000_000,
     maxScratchBytes: 100_000_000,
+    launcher: makeLauncher(),
     signal: new AbortController().signal,
     ...rest,
   }

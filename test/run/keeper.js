@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { openGroups } from '../../dist/run/cgroup.js'
 import { divideOwnGroup } from '../../dist/run/delegation.js'
 import { startGuard } from '../../dist/run/guard.js'
+import { openLauncher } from '../../dist/run/launcher.js'
 import { runAlgorithm } from '../../dist/run/run.js'
 import { createWorkdir } from '../../dist/run/workdir.js'
 import { openWorkshop } from '../../dist/run/workshop.js'
@@ -18,8 +19,12 @@ for (const [i, request] of requests.entries()) {
   const runId = `${request.uuid}.${i + 1}.${Date.now().toString(36)}`
   const workdir = await createWorkdir(workshop.path, runId, '{}', undefined, user)
   const signal = new AbortController().signal
-  const running = runAlgorithm({ ...request, workdir, workerId: workshop.id, signal, groups: groups || undefined })
-  void running.then((report) => say({ report: { ...report, number: i } }))
+  const launcher = openLauncher(workshop.id)
+  const ours = { workdir, workerId: workshop.id, signal, launcher, groups: groups || undefined }
+  void runAlgorithm({ ...request, ...ours }).then((report) => {
+    launcher.close()
+    say({ report: { ...report, number: i } })
+  })
 }
 setInterval(() => say({ path: workshop.path, guard: guard?.pid(), cgroup }), 50).unref()
 process.stdin.resume().on('end', async () => {

@@ -55,7 +55,7 @@ export const NASTY_RUNS = NASTY.length
 
 /** Starts a worker with runs that do not want to end, or without any. */
 export async function startKeeper(ground: Ground, options: KeeperOptions): Promise<Keeper> {
-  const { workdir: _, signal: __, ...request } = await makeRequest(ground)
+  const { workdir: _, signal: __, launcher: ___, ...request } = await makeRequest(ground)
   const environment = { PATH, NAP: ground.nap, STOP: join(ground.dir, 'stop') }
   const runs = options.runs ?? (options.nasty ? NASTY : []).map(([script]) => ({ script }))
   const requests = runs.map(({ script, manifest, limitSeconds = 60 }: NonNullable<KeeperOptions['runs']>[number]) => ({

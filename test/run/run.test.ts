@@ -3,7 +3,16 @@ import { readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { type RunEnd, runAlgorithm } from '../../src/run/run.ts'
-import { findLeftovers, findSleepers, makeRequest, openDescriptors, openGround, runScript, until } from './ground.ts'
+import {
+  closeLaunchers,
+  findLeftovers,
+  findSleepers,
+  makeRequest,
+  openDescriptors,
+  openGround,
+  runScript,
+  until,
+} from './ground.ts'
 
 const INTERRUPTED: RunEnd = { kind: 'interrupted' }
 
@@ -250,7 +259,8 @@ test.each([
   const report = await runScript(ground, '', { manifest: { command: [program, 'x'] } })
   expect(report).toMatchObject({ outcome: { kind: 'not_started' }, exitCode: null, pid: undefined, kill: undefined })
   expect('detail' in report.outcome && report.outcome.detail).toMatch(words)
-  expect(openDescriptors()).toBe(before)
+  closeLaunchers()
+  await until('no descriptor is kept', () => openDescriptors() === before)
   // Whoever publishes the attempt publishes its streams.
   expect(readFileSync(report.workdir.stdout, 'utf8') + readFileSync(report.workdir.stderr, 'utf8')).toBe('')
 })
@@ -311,7 +321,8 @@ test('programs that exit at once, many at a time: every exit is told, no descrip
     Array.from({ length: 60 }, (_, i) => runScript(openGround(), `exit ${i}`, { manifest: { permanentExits: [] } })),
   )
   expect(reports.map(({ exitCode }) => exitCode)).toEqual(Array.from({ length: 60 }, (_, i) => i))
-  expect(openDescriptors()).toBe(before)
+  closeLaunchers()
+  await until('no descriptor is kept', () => openDescriptors() === before)
 })
 
 test('two runs of one job at once: ending one leaves the other alone', async () => {

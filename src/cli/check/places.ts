@@ -74,7 +74,7 @@ function tellUsable(config: Config, all: readonly Algorithm[]): Finding[] {
 /** The program is there; what its first line names may not be. */
 async function findInterpreterProblem(algorithm: Algorithm): Promise<string | undefined> {
   try {
-    const program = await resolveProgram(algorithm, algorithm.command[0] ?? '', algorithmEnvironment().PATH)
+    const program = resolveProgram(algorithm, algorithm.command[0] ?? '', algorithmEnvironment().PATH)
     const failure = await findStartFailure(program)
     return failure === undefined ? undefined : `algorithm ${algorithm.name}: ${program}: ${failure}`
   } catch (error) {
