@@ -1,7 +1,7 @@
 /** A process in, an Outcome out. */
 
-import { closeSync, fstatSync, ftruncateSync } from 'node:fs'
-import { readFile, stat } from 'node:fs/promises'
+import { closeSync, fstatSync, ftruncateSync, readSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import type { KillReceipt, Outcome, Usage } from '../job/outcome.ts'
 import { nestingDepth } from '../job/package.ts'
 import type { SkippedFile } from '../job/result.ts'
@@ -16,10 +16,12 @@ import { type Sampled, startSampling } from './usage.ts'
 import {
   collectOutputs,
   directoryBytes,
+  isBare,
   leaveEmptyStreams,
   type Output,
-  readTail,
+  readTailOf,
   reclaimStreams,
+  SMALL_BYTES,
   STDERR_TAIL_BYTES,
   type Workdir,
 } from './workdir.ts'
@@ -70,6 +72,8 @@ export interface RunReport {
   readonly kill: KillReceipt | undefined
   /** undefined when no process was started */
   readonly usage: Usage | undefined
+  /** what is shown of stdout, and kept of stderr: their last bytes */
+  readonly stdoutTail: string
   readonly stderrTail: string
   /** JSON text; only after a success */
   readonly resultJson: string | undefined
@@ -82,6 +86,8 @@ export const MAX_RESULT_BYTES = 4 * 2 ** 20
 /** Deeper results crash the recursive parsers of those who read them. */
 const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
+/** Of stdout, for people; all of it is in stdout.log. */
+export const SHOWN_STDOUT_BYTES = 4096
 const STREAM_CHECK_MS = 100
 const SCRATCH_CHECK_MS = 1000
 
@@ -92,7 +98,7 @@ const SCRATCH_CHECK_MS = 1000
 export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
   const started = new Date()
   const clock = performance.now()
-  const report = async (partial: Partial<RunReport> & { outcome: Outcome }): Promise<RunReport> => ({
+  const report = (partial: Partial<RunReport> & { outcome: Outcome }): RunReport => ({
     exitCode: null,
     signal: undefined,
     pid: undefined,
@@ -104,7 +110,8 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     started,
     ended: new Date(),
     durationSeconds: Math.round(performance.now() - clock) / 1000,
-    stderrTail: await readTail(request.workdir.stderr, STDERR_TAIL_BYTES).catch(() => ''),
+    stdoutTail: '',
+    stderrTail: '',
     ...partial,
   })
   const process_ = await startFirstProcess(request, started)
@@ -122,28 +129,32 @@ export async function runAlgorithm(request: RunRequest): Promise<RunReport> {
     const { exitCode, signal, kill } = await conclude(request, identity, exited, end, sampled.processes)
     const notes = group && takeNotes(group, request)
     const usage = usageOf(sampled, notes, clock)
-    const base = { exitCode, signal, pid: identity.pid, kill, usage }
     const excess = streamExcess(streams, request.maxOutputBytes)
     await reclaimStreams(request.workdir, streams, request.maxOutputBytes)
-    if (end !== undefined) return await report({ ...base, outcome: end })
+    const base = { exitCode, signal, pid: identity.pid, kill, usage, ...readTails(streams) }
+    if (end !== undefined) return report({ ...base, outcome: end })
     const ended = classify(request.algorithm, exitCode, signal)
     const unstarted = (group ?? identity.leader) && (await explainExit(request.algorithm, file, exitCode))
     if (unstarted !== undefined) {
       // All that is in them is what the shell said of it.
       for (const fd of streams) ftruncateSync(fd)
-      return await report({ outcome: unstarted })
+      return report({ outcome: unstarted })
     }
     const outcome = nameLimit(ended, request.algorithm.limits, usage, sampled.firstCpuSeconds, notes)
-    if (outcome.kind !== 'success') return await report({ ...base, outcome })
+    if (outcome.kind !== 'success') return report({ ...base, outcome })
     // A short run may be over before the first look at its streams.
-    if (excess !== undefined) return await report({ ...base, outcome: { kind: 'output_exceeded', detail: excess } })
-    return await report({ ...base, ...(await harvest(request)) })
+    if (excess !== undefined) return report({ ...base, outcome: { kind: 'output_exceeded', detail: excess } })
+    return report({ ...base, ...(await harvest(request, streams[0])) })
   } finally {
     sampler.stop()
     for (const fd of streams) closeSync(fd)
     const busy = group === undefined ? [] : await removeGroups(identity)
     if (busy.length > 0) request.groups?.tell(`${busy[0]} cannot be removed`)
   }
+}
+
+function readTails([stdout, stderr]: readonly [number, number]): Pick<RunReport, 'stdoutTail' | 'stderrTail'> {
+  return { stdoutTail: readTailOf(stdout, SHOWN_STDOUT_BYTES + 1), stderrTail: readTailOf(stderr, STDERR_TAIL_BYTES) }
 }
 
 function usageOf({ cpuSeconds, peakMemoryBytes }: Sampled, notes: GroupNotes | undefined, clock: number): Usage {
@@ -282,15 +293,17 @@ function classify(algorithm: Algorithm, exitCode: number | null, signal: string 
 type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
 
 /** Reads the result and lists the outputs of a run that exited with 0. */
-async function harvest(request: RunRequest): Promise<Harvest> {
+async function harvest(request: RunRequest, stdout: number): Promise<Harvest> {
   const { workdir, algorithm, maxScratchBytes } = request
   const nothing = { resultJson: undefined, outputs: [], skipped: [] }
-  if ((await directoryBytes(workdir.scratch, maxScratchBytes)) > maxScratchBytes) {
+  const bare = isBare(workdir)
+  if (!bare && (await directoryBytes(workdir.scratch, maxScratchBytes)) > maxScratchBytes) {
     const detail = `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
     return { ...nothing, outcome: { kind: 'output_exceeded', detail } }
   }
-  const result = await readResult(workdir.stdout, algorithm.output)
+  const result = await readResult(stdout, workdir.stdout, algorithm.output)
   if ('problem' in result) return { ...nothing, outcome: { kind: 'output_invalid', detail: result.problem } }
+  if (bare) return { ...nothing, outcome: { kind: 'success', exitCode: 0 }, resultJson: result.json }
   const found = await collectOutputs(workdir, algorithm.outputs, { maxBytes: maxScratchBytes, signal: request.signal })
   if (request.signal.aborted) return { ...nothing, outcome: request.signal.reason as RunEnd }
   if ('excess' in found) return { ...nothing, outcome: { kind: 'output_exceeded', detail: found.excess } }
@@ -302,21 +315,30 @@ async function harvest(request: RunRequest): Promise<Harvest> {
 }
 
 /** What stdout says, as JSON text. */
-async function readResult(path: string, output: Algorithm['output']): Promise<{ json: string } | { problem: string }> {
-  const { size } = await stat(path)
+async function readResult(
+  fd: number,
+  path: string,
+  output: Algorithm['output'],
+): Promise<{ json: string } | { problem: string }> {
+  const { size } = fstatSync(fd)
   if (size > MAX_RESULT_BYTES) {
     if (output === 'auto') return { json: 'null' }
     return {
       problem: `stdout has ${size} bytes, a result may have ${MAX_RESULT_BYTES}: write large data to a file in the working directory`,
     }
   }
-  const bytes = await readFile(path)
+  const bytes = size <= SMALL_BYTES ? readHead(fd, size) : await readFile(path)
   const text = decode(bytes)
   if (output !== 'text' && text !== undefined && isJson(text)) return { json: text }
   if (output === 'json') return { problem: jsonProblem(text, bytes.length) }
   if (output === 'auto' && bytes.length === 0) return { json: 'null' }
   if (text === undefined) return output === 'auto' ? { json: 'null' } : { problem: 'stdout is not UTF-8 text' }
   return { json: output === 'auto' && bytes.length > MAX_TEXT_RESULT_BYTES ? 'null' : JSON.stringify(text) }
+}
+
+function readHead(fd: number, size: number): Buffer {
+  const buffer = Buffer.alloc(size)
+  return buffer.subarray(0, readSync(fd, buffer, 0, size, 0))
 }
 
 function decode(bytes: Buffer): string | undefined {

@@ -14,8 +14,16 @@ import {
   createWriteStream,
   fstatSync,
   ftruncateSync,
+  lstatSync,
+  mkdirSync,
+  opendirSync,
   openSync,
+  readSync,
+  rmdirSync,
   rmSync,
+  type Stats,
+  unlinkSync,
+  writeFileSync,
 } from 'node:fs'
 import { chmod, lstat, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
@@ -43,6 +51,10 @@ export interface Output extends PublishedFile {
 }
 
 export const SETTINGS_FILE = '.settings.json'
+const OURS: ReadonlySet<string> = new Set(['input.json', SETTINGS_FILE])
+/** So many names are listed, and so many bytes written and read, without letting the loop go on. */
+const FEW = 8
+export const SMALL_BYTES = 64 * 2 ** 10
 /** What is kept of stderr as evidence. */
 export const STDERR_TAIL_BYTES = 2048
 
@@ -74,15 +86,29 @@ export async function createWorkdir(
     user,
   }
   try {
-    await makeRunFolder(path)
-    await mkdir(scratch, { recursive: true, mode: 0o700 })
-    await writeFile(workdir.input, payloadJson)
+    if (!makeFolder(path)) await makeRunFolder(path)
+    mkdirSync(scratch, { recursive: true, mode: 0o700 })
+    if (payloadJson.length > SMALL_BYTES) await writeFile(workdir.input, payloadJson)
+    else writeFileSync(workdir.input, payloadJson)
     if (settings !== undefined) await writeFile(join(scratch, SETTINGS_FILE), JSON.stringify(settings), { mode: 0o600 })
     if (user !== undefined) await handOver(workdir, user, foldersAbove(path))
     return workdir
   } catch (error) {
     // A full disk must not keep the half of a directory.
     await removeWorkdir(workdir)
+    throw error
+  }
+}
+
+/** False where the folder above it is not there. */
+function makeFolder(path: string): boolean {
+  try {
+    mkdirSync(path, { mode: 0o700 })
+    return true
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'EEXIST') return true
+    if (code === 'ENOENT') return false
     throw error
   }
 }
@@ -106,10 +132,53 @@ async function makeRunFolder(path: string): Promise<void> {
 }
 
 /** Removes a run's directory. What is not ours may change under our hands: links in place of folders must not lead us astray. */
-export function removeWorkdir(workdir: Workdir): Promise<void> {
-  return workdir.user === undefined
-    ? removeTree(workdir.path)
-    : removeByDescriptors(workdir.path).catch(() => undefined)
+export async function removeWorkdir(workdir: Workdir): Promise<void> {
+  if (workdir.user !== undefined) await removeByDescriptors(workdir.path).catch(() => undefined)
+  else if (!removePlain(workdir)) await removeTree(workdir.path)
+}
+
+/** False where it holds anything but what we made. */
+function removePlain({ path, scratch }: Workdir): boolean {
+  try {
+    const names = listFew(scratch)
+    if (names === undefined || names.some((name) => !OURS.has(name))) return false
+    for (const name of names) unlinkSync(join(scratch, name))
+    rmdirSync(scratch)
+    for (const name of listFew(path) ?? []) unlinkSync(join(path, name))
+    rmdirSync(path)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** Names in a directory; undefined when there are more than a few. */
+function listFew(path: string): string[] | undefined {
+  const dir = opendirSync(path, { bufferSize: FEW + 1 })
+  try {
+    const names: string[] = []
+    for (let entry = dir.readSync(); entry !== null; entry = dir.readSync()) {
+      if (names.push(entry.name) > FEW) return undefined
+    }
+    return names
+  } finally {
+    dir.closeSync()
+  }
+}
+
+/**
+ * Whether an algorithm left nothing in its directory, so that there is nothing to weigh or to publish. Told without
+ * waiting, for a directory with a few entries.
+ */
+export function isBare({ scratch, input }: Workdir): boolean {
+  try {
+    const names = listFew(scratch)
+    if (names === undefined || names.some((name) => !OURS.has(name))) return false
+    // What it was given it may have made longer.
+    return (lstatSync(input, { throwIfNoEntry: false })?.size ?? 0) <= SMALL_BYTES
+  } catch {
+    return false
+  }
 }
 
 async function removeByDescriptors(path: string): Promise<void> {
@@ -160,7 +229,7 @@ export async function reclaimStreams(
   ] as const) {
     const ours = fstatSync(fd)
     if (ours.size > maxBytes) ftruncateSync(fd, maxBytes)
-    const there = await lstat(path).catch(() => undefined)
+    const there = statOf(path)
     // A user who has them open somewhere else could write to them after the publication: copies are published.
     if (there?.ino === ours.ino && there.dev === ours.dev && workdir.user === undefined) continue
     await makeRunFolder(workdir.path)
@@ -169,6 +238,14 @@ export async function reclaimStreams(
       createReadStream('', { fd, autoClose: false, start: 0, end: Math.max(0, maxBytes - 1) }),
       createWriteStream(path, { flags: 'wx', mode: 0o644 }),
     )
+  }
+}
+
+function statOf(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false })
+  } catch {
+    return undefined
   }
 }
 
@@ -332,13 +409,19 @@ async function usedBytes(path: string): Promise<number> {
 export async function readTail(path: string, bytes: number): Promise<string> {
   const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
   try {
-    const { size } = await file.stat()
-    const buffer = Buffer.alloc(Math.min(bytes, size))
-    const { bytesRead } = await file.read(buffer, 0, buffer.length, Math.max(0, size - bytes))
-    let start = 0
-    if (size > bytes) while (start < 3 && start < bytesRead && ((buffer[start] as number) & 0xc0) === 0x80) start++
-    return buffer.toString('utf8', start, bytesRead)
+    return readTailOf(file.fd, bytes)
   } finally {
     await file.close()
   }
+}
+
+/** The same for a descriptor. A few KB just written are in memory. */
+export function readTailOf(fd: number, bytes: number): string {
+  const { size } = fstatSync(fd)
+  if (size === 0) return ''
+  const buffer = Buffer.alloc(Math.min(bytes, size))
+  const bytesRead = readSync(fd, buffer, 0, buffer.length, Math.max(0, size - bytes))
+  let start = 0
+  if (size > bytes) while (start < 3 && start < bytesRead && ((buffer[start] as number) & 0xc0) === 0x80) start++
+  return buffer.toString('utf8', start, bytesRead)
 }

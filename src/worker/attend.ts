@@ -27,8 +27,8 @@ import { QueueError, type Reservation } from '../queue/queue.ts'
 import type { JobRef } from '../report/events.ts'
 import type { Algorithm } from '../run/algorithm.ts'
 import type { Launcher } from '../run/launcher.ts'
-import { type RunReport, runAlgorithm } from '../run/run.ts'
-import { createWorkdir, readTail, removeWorkdir, type Workdir } from '../run/workdir.ts'
+import { type RunReport, runAlgorithm, SHOWN_STDOUT_BYTES } from '../run/run.ts'
+import { createWorkdir, removeWorkdir, type Workdir } from '../run/workdir.ts'
 import { StoreError } from '../store/store.ts'
 import { TrackerError } from '../tracker/tracker.ts'
 import { type Account, type Turn, takeAccount } from './account.ts'
@@ -39,8 +39,9 @@ import type { SlotContext } from './worker.ts'
 const TWIN_DELAY_SECONDS = 1
 /** The copies of a failed attempt may take this long before the job is settled; the outbox goes on without us. */
 const FAILURE_PATIENCE_MS = 3_000
-const SHOWN_STDOUT_BYTES = 4096
 const MOST_FREE_FAULTS = 10
+/** A reservation is taken for ours without a question; never at the commit. A TTR is ten times as long at least. */
+const JUST_RESERVED_MS = 100
 
 /** What a slot is doing, for people. */
 export interface Doing {
@@ -334,7 +335,7 @@ async function run(job: Attempt): Promise<RunReport> {
     durationSeconds,
     survivors: report.kill?.survivors ?? [],
     error: outcome.kind === 'success' ? null : reasonOf(outcome),
-    stdout: await readTail(workdir.stdout, SHOWN_STDOUT_BYTES + 1).then(lastLines, () => ''),
+    stdout: lastLines(report.stdoutTail),
   })
   return report
 }
@@ -379,9 +380,14 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   const facts = factsOf(job, job.algorithm.version)
   doing.step = 'publishing'
   if (outcome.kind === 'success') {
-    const isPublished = await publishSuccess(context.stores, facts, previous, record, report, workdir, () =>
-      holdsBoth(job),
-    )
+    let isBeforeCommit = false
+    // Asked twice: before published names change, and right before the commit.
+    const stillOurs = async () => {
+      if (isBeforeCommit || performance.now() - job.reservedAt > JUST_RESERVED_MS) return holdsBoth(job)
+      isBeforeCommit = true
+      return true
+    }
+    const isPublished = await publishSuccess(context.stores, facts, previous, record, report, workdir, stillOurs)
     if (!isPublished) return discard(job, record)
     await endAttempt(job, record, 'complete', true)
     const files = report.outputs.length

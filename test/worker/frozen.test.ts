@@ -95,10 +95,10 @@ worker=\${QWORKER_RUN#w}; kill -STOP "\${worker%%-*}"; setsid sleep 300 & exec s
 
 test("a worker that stays stopped in the middle of its publication publishes nothing when it goes on: the result is that of the other, and no file is the first one's", async () => {
   const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
-  home.addAlgorithm('job', `${NOTES}; ${RESULT}`)
+  home.addAlgorithm('job', `${NOTES}; sleep 0.3; ${RESULT}`)
   home.addAlgorithm('other', 'echo 1')
   const proxy = await startProxy(home.broker.port)
-  // The first question comes before files get their names, the second before the result does.
+  // Of a run that took a while, the first question comes before files get their names, the second before the result does.
   proxy.holdFrom('touch', 1)
   const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
   const uuid = newUuid()
