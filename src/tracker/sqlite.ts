@@ -1,22 +1,13 @@
 /**
- * The tracker in one SQLite file, shared by the processes of one machine. The only file that knows libsql.
- *
- * The library is synchronous. A transaction runs from BEGIN IMMEDIATE to COMMIT without an await, so calls never mix on
- * the one connection. While another process writes, SQLite waits BUSY_MS at most; then we let the event loop go on and
- * try again, one waiting call at a time, until `patienceMs` is over. Readers never wait for writers (WAL).
- *
- * What libsql 0.5 needs (github.com/tursodatabase/libsql-js, 228, 230, 237, 238): BEGIN, COMMIT and PRAGMA go through
- * `exec`, since a prepared one that fails with SQLITE_BUSY stays in progress and every later COMMIT fails; RETURNING goes
- * through `all`, since `run` stops at the first row; `close` leaves descriptors to the end of the process.
- *
- * Never open the file by other means in this process: closing it would drop SQLite's locks (POSIX, per process).
+ * The tracker in one SQLite file, shared by the processes of one machine: its format, and what each call reads and writes.
+ * How transactions run, and what the library needs, stands in sqlite-file.ts.
  */
 
-import { type Stats, statSync } from 'node:fs'
+import type { Stats } from 'node:fs'
 import { mkdir, open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import Database from 'libsql'
+import { type Row, TrackerFile, type Value } from './sqlite-file.ts'
 import { makeOutbox, putIntoOutbox } from './sqlite-outbox.ts'
 import { codeOf, damage, problemOf, STARTING_ANEW } from './sqlite-problem.ts'
 import {
@@ -32,7 +23,6 @@ import {
 
 /** "qwkr": tells our files from any other SQLite file. */
 const APPLICATION_ID = 0x71776b72
-const BUSY_MS = 20
 const ATTEMPTS_KEPT = 100
 const DAY_MS = 86_400_000
 /** Jobs that nothing happened to for so long are forgotten. An open one was deleted from its tube by hand. */
@@ -112,7 +102,11 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
   const file = await openFile(path, patienceMs, now)
   let begins = 0
   return {
-    read: (uuid) => file.read(() => readJob(file, uuid)),
+    async read(uuid) {
+      // Most jobs are new.
+      const isKnown = await file.look(() => file.has('SELECT 1 FROM job WHERE uuid = ?', uuid))
+      return isKnown ? file.read(() => readJob(file, uuid)) : undefined
+    },
     async begin(start, expectedFence) {
       const fence = await file.write('fast', () => begin(file, start, expectedFence, now()))
       // In the background: what it cannot do the next cleaning does, and a broken file shows in the next write.
@@ -120,17 +114,17 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
       return fence
     },
     holds: (uuid, fence) =>
-      file.read(() => {
+      file.look(() => {
         const newest = 'SELECT fence FROM job WHERE uuid = ?1'
         const text = `SELECT 1 FROM attempt WHERE uuid = ?1 AND fence = ?2 AND ended IS NULL AND fence = (${newest})`
-        return file.all(text, uuid, fence).length > 0
+        return file.has(text, uuid, fence)
       }),
     end: (uuid, fence, ending) =>
       file.write(ending.outbox || ending.state !== 'open' ? 'durable' : 'fast', () =>
         end(file, uuid, fence, ending, now()),
       ),
     openAttempts: (worker) =>
-      file.read(() =>
+      file.look(() =>
         (worker === undefined
           ? file.all('SELECT * FROM attempt WHERE ended IS NULL ORDER BY id')
           : file.all('SELECT * FROM attempt WHERE worker = ? AND ended IS NULL ORDER BY id', worker)
@@ -275,141 +269,6 @@ function forget(file: TrackerFile, state: JobState, before: number): boolean {
   return old.length === FORGET_AT_ONCE
 }
 
-type Value = string | number | null
-type Row = Readonly<Record<string, Value>>
-
-/** `durable` survives a power failure when the promise settles; `fast` survives only the death of the process. */
-type Durability = 'durable' | 'fast'
-
-/** One connection, with what its calls wait for. */
-export class TrackerFile {
-  readonly path: string
-  private readonly db: Database.Database
-  private readonly identity: string
-  private readonly patienceMs: number
-  private readonly statements = new Map<string, ReturnType<Database.Database['prepare']>>()
-  /** the writes that were asked for, one after the other */
-  private line: Promise<unknown> = Promise.resolve()
-  private closed = false
-
-  constructor(path: string, patienceMs: number) {
-    this.path = path
-    this.patienceMs = patienceMs
-    try {
-      this.db = new Database(path, { timeout: BUSY_MS })
-      this.identity = identityOf(path)
-    } catch (error) {
-      throw this.problem(error)
-    }
-  }
-
-  /** Runs a transaction; `work` has no await and may run several times. */
-  write<T>(durability: Durability, work: () => T): Promise<T> {
-    const limit = performance.now() + this.patienceMs
-    const turn = this.line.then(() => this.retry(limit, () => this.transact(durability, work)))
-    this.line = turn.catch(() => {})
-    return turn
-  }
-
-  /** Runs queries on one state of the file. */
-  async read<T>(work: () => T): Promise<T> {
-    return this.retry(performance.now() + this.patienceMs, () => this.enclose('BEGIN', work))
-  }
-
-  all(text: string, ...values: Value[]): Row[] {
-    return this.prepare(text).all(values) as Row[]
-  }
-
-  /** For statements without rows. */
-  run(text: string, values: Value[]): void {
-    this.prepare(text).run(values)
-  }
-
-  exec(text: string): void {
-    this.db.exec(text)
-  }
-
-  /** Moves the write-ahead log into the file and empties it, unless somebody reads or writes just now. */
-  checkpoint(): void {
-    try {
-      this.all('PRAGMA wal_checkpoint(TRUNCATE)')
-    } catch {
-      // It is one of several: SQLite does it without being asked, when the log has 1000 pages.
-    }
-  }
-
-  async close(): Promise<void> {
-    if (this.closed) return
-    await this.line
-    this.checkpoint()
-    this.release()
-  }
-
-  /** Closes without a write. */
-  release(): void {
-    this.closed = true
-    this.statements.clear()
-    this.db.close()
-  }
-
-  problem(error: unknown): TrackerError {
-    return problemOf(error, this.path, this.patienceMs)
-  }
-
-  async retry<T>(limit: number, work: () => T): Promise<T> {
-    for (;;) {
-      if (this.closed) throw new TrackerError('failed', `the tracker ${this.path} is closed`)
-      try {
-        return work()
-      } catch (error) {
-        const problem = this.problem(error)
-        if (problem.code !== 'busy') throw problem
-        const over = performance.now() >= limit
-        // Also when it is over: those that wait in line fail next, and each try blocks the event loop for BUSY_MS.
-        await sleep(over ? 1 : BUSY_MS + Math.random() * 2 * BUSY_MS)
-        if (over) throw problem
-      }
-    }
-  }
-
-  private transact<T>(durability: Durability, work: () => T): T {
-    // Another file of that name would let two attempts of one job begin: one here, one there.
-    if (identityOf(this.path) !== this.identity) {
-      const came = `the tracker ${this.path} is not the file that it was at the start`
-      throw new TrackerError('failed', `${came}: put that one back, or restart all workers that use it`)
-    }
-    if (durability === 'fast') return this.enclose('BEGIN IMMEDIATE', work)
-    this.exec('PRAGMA synchronous = FULL')
-    try {
-      return this.enclose('BEGIN IMMEDIATE', work)
-    } finally {
-      this.exec('PRAGMA synchronous = NORMAL')
-    }
-  }
-
-  private enclose<T>(opening: string, work: () => T): T {
-    this.exec(opening)
-    try {
-      const value = work()
-      this.exec('COMMIT')
-      return value
-    } catch (error) {
-      // A full disk rolls back by itself.
-      if (this.db.inTransaction) this.exec('ROLLBACK')
-      throw error
-    }
-  }
-
-  private prepare(text: string): ReturnType<Database.Database['prepare']> {
-    let statement = this.statements.get(text)
-    if (statement === undefined) {
-      statement = this.db.prepare(text)
-      this.statements.set(text, statement)
-    }
-    return statement
-  }
-}
-
 /** Makes the folder and an empty file where they are missing, durable, for this user only. */
 async function preparePlace(path: string): Promise<void> {
   const folder = dirname(path)
@@ -442,7 +301,6 @@ async function openFile(path: string, patienceMs: number, now: () => number): Pr
       throw new TrackerError('failed', `${what}: put it on a local disk`)
     }
     file.exec(`PRAGMA journal_size_limit = ${WAL_BYTES}`)
-    file.exec('PRAGMA synchronous = NORMAL')
     await file.read(() => checkPages(file))
     await file.write('durable', () => migrate(file))
     await file.write('fast', () => file.run("UPDATE counter SET value = value + 1 WHERE name = 'probe'", []))
@@ -486,12 +344,6 @@ function migrate(file: TrackerFile): void {
   for (const step of MIGRATIONS.slice(version)) file.exec(step)
   file.exec(`PRAGMA application_id = ${APPLICATION_ID}`)
   file.exec(`PRAGMA user_version = ${MIGRATIONS.length}`)
-}
-
-/** Device and inode, without opening the file; empty when there is none. */
-function identityOf(path: string): string {
-  const { dev, ino } = statSync(path, { throwIfNoEntry: false }) ?? {}
-  return dev === undefined ? '' : `${dev}:${ino}`
 }
 
 function ignore(code: string): (error: unknown) => undefined {

@@ -17,6 +17,7 @@ import { dirname, join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { openSqlite, type SqliteOptions } from '../../src/tracker/sqlite.ts'
+import { TrackerFile } from '../../src/tracker/sqlite-file.ts'
 import {
   openTracker,
   sqliteUrl,
@@ -291,6 +292,57 @@ describe('disks that cannot be written', () => {
     rmSync(filler)
     expect(await tracker.end(UUID, 1, ending({ record, state: 'complete', outbox: true }))).toBe(true)
     expect(await tracker.begin(attempt(), 1)).toBe(2)
+  })
+})
+
+/** Transactions in a write-ahead log that began empty: each ends with a frame that tells the size of the file. */
+function commitsIn(path: string): number {
+  const log = readFileSync(`${path}-wal`)
+  const frameBytes = 24 + 4096
+  let commits = 0
+  for (let at = 32; at + frameBytes <= log.length; at += frameBytes) if (log.readUInt32BE(at + 4) > 0) commits++
+  return commits
+}
+
+describe('writes that are asked for together', () => {
+  test('are one transaction, and those that are asked for one after the other are not', async () => {
+    const path = place()
+    const tracker = await open(sqliteUrl(path))
+    const uuids = Array.from({ length: 8 }, (_, i) => String(i).padStart(32, '0'))
+    const fences = await Promise.all(uuids.map((uuid) => tracker.begin(attempt({ uuid }), 0)))
+    expect(fences).toEqual(uuids.map(() => 1))
+    expect(commitsIn(path)).toBe(1)
+    for (const uuid of uuids.slice(0, 3)) await tracker.end(uuid, 1, ending())
+    expect(commitsIn(path)).toBe(4)
+    const ends = await Promise.all(
+      uuids.map((uuid) => tracker.end(uuid, 1, ending({ state: 'complete', outbox: true }))),
+    )
+    expect(ends).toEqual([false, false, false, true, true, true, true, true])
+    expect(commitsIn(path)).toBe(5)
+  })
+
+  test('fail alone: the others are written, once', async () => {
+    const path = join(makeTop(), 'file.db')
+    const file = new TrackerFile(path, 1000)
+    onTestFinished(() => file.release())
+    file.exec('CREATE TABLE taken (place INTEGER PRIMARY KEY)')
+    const put = (place: number) => file.write('fast', () => file.run('INSERT INTO taken VALUES (?)', [place]))
+    const came = await Promise.allSettled([put(1), put(2), put(1), put(3)])
+    expect(came.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'rejected', 'fulfilled'])
+    expect(came[2]).toMatchObject({ reason: { code: 'failed', message: expect.stringContaining('UNIQUE') } })
+    expect(file.all('SELECT place FROM taken').map((row) => row.place)).toEqual([1, 2, 3])
+    await put(4)
+  })
+
+  test('are written all when the process that was in their way is done', async () => {
+    const path = place()
+    const tracker = await open(sqliteUrl(path))
+    const other = await holdTransaction(path)
+    const begun = ['1', '2', '3'].map((digit) => tracker.begin(attempt({ uuid: OTHER.replace(/.$/, digit) }), 0))
+    expect(await Promise.race([...begun, tracker.read(UUID)])).toBeUndefined()
+    other.kill('SIGUSR2')
+    expect(await Promise.all(begun)).toEqual([1, 1, 1])
+    await tracker.begin(attempt(), 0)
   })
 })
 
