@@ -7,7 +7,7 @@ import type { Stats } from 'node:fs'
 import { mkdir, open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type Row, TrackerFile, type Value } from './sqlite-file.ts'
+import { type Durability, type Row, TrackerFile, type Value } from './sqlite-file.ts'
 import { makeOutbox, putIntoOutbox } from './sqlite-outbox.ts'
 import { codeOf, damage, problemOf, STARTING_ANEW } from './sqlite-problem.ts'
 import {
@@ -120,9 +120,7 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
         return file.has(text, uuid, fence)
       }),
     end: (uuid, fence, ending) =>
-      file.write(ending.outbox || ending.state !== 'open' ? 'durable' : 'fast', () =>
-        end(file, uuid, fence, ending, now()),
-      ),
+      file.write(durabilityOf(ending.state, ending.outbox), () => end(file, uuid, fence, ending, now())),
     openAttempts: (worker) =>
       file.look(() =>
         (worker === undefined
@@ -131,7 +129,7 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
         ).map(attemptOf),
       ),
     mark: (uuid, type, state, toOutbox) =>
-      file.write(toOutbox || state !== 'open' ? 'durable' : 'fast', () => {
+      file.write(durabilityOf(state, toOutbox), () => {
         const clash =
           'ON CONFLICT DO UPDATE SET type = excluded.type, state = excluded.state, changed = excluded.changed'
         file.run(`INSERT INTO job (uuid, type, state, fence, changed) VALUES (?, ?, ?, 0, ?) ${clash}`, [
@@ -142,6 +140,11 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
     outbox: makeOutbox(file, now),
     close: () => file.close(),
   }
+}
+
+/** That a job is complete its result tells, which is durable before: nothing is lost with the row. */
+function durabilityOf(state: JobState, toOutbox: boolean): Durability {
+  return toOutbox || state === 'failed' ? 'durable' : 'fast'
 }
 
 /** How long a look waits for another process. */

@@ -391,7 +391,7 @@ describe('processes that share the file', () => {
     expect(() => sql(path, second)).toThrow('UNIQUE constraint failed: attempt.uuid')
   })
 
-  test('what makes a job final or touches the outbox is forced to the disk, and nothing else', async (context) => {
+  test('what makes a job fail for good or touches the outbox is forced to the disk, and nothing else', async (context) => {
     if (spawnSync('strace', ['-f', '-o', '/dev/null', 'true']).status !== 0)
       leaveOut(context, 'strace cannot trace here')
     const trace = join(makeTop(), 'trace')
