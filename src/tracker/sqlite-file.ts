@@ -94,9 +94,9 @@ export class TrackerFile {
     return this.prepare(text).raw().get(values) !== undefined
   }
 
-  /** For statements without rows. */
-  run(text: string, values: Value[]): void {
-    this.prepare(text).run(values)
+  /** For statements without rows; how many it changed. */
+  run(text: string, values: Value[]): number {
+    return this.prepare(text).run(values).changes
   }
 
   exec(text: string): void {

@@ -18,6 +18,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { openSqlite, type SqliteOptions } from '../../src/tracker/sqlite.ts'
 import { TrackerFile } from '../../src/tracker/sqlite-file.ts'
+import { MIGRATIONS } from '../../src/tracker/sqlite-format.ts'
 import {
   openTracker,
   sqliteUrl,
@@ -193,6 +194,62 @@ describe('files that cannot be used', () => {
     const path = join(makeTop(), 'tracker.db')
     writeFileSync(path, '')
     expect(await (await open(sqliteUrl(path))).begin(attempt(), 0)).toBe(1)
+  })
+})
+
+/** A file of the first format: a job that is tried for the third time, one that is complete, one that was only marked. */
+async function makeOlder(): Promise<string> {
+  const path = join(makeTop(), 'tracker.db')
+  const columns = 'uuid, fence, type, ticket, tube, attempt, max_attempts, worker, run, started, deadline'
+  const { type, ticket, tube, maxAttempts, worker, run, started, deadline } = attempt()
+  const put = (uuid: string, fence: number, ended: string) => {
+    const values = [uuid, fence, type, ticket, tube, fence, maxAttempts, worker, run, started, deadline]
+    return `INSERT INTO attempt (${columns}, ended, counts, record)
+      VALUES (${values.map((value) => (typeof value === 'number' ? value : `'${value}'`)).join(', ')}, ${ended})`
+  }
+  const jobs = `('${UUID}', 'forecast', 'open', 3, 1), ('${OTHER}', 'forecast', 'complete', 1, 2), ('marked', 'x', 'failed', 0, 3)`
+  const steps = [
+    ...[MIGRATIONS[0], 'PRAGMA application_id = 1903651698', 'PRAGMA user_version = 1'],
+    `INSERT INTO job VALUES ${jobs}`,
+    put(UUID, 1, "'then', 0, '{}'"),
+    put(UUID, 2, "'later', 1, '[]'"),
+    put(UUID, 3, 'NULL, 1, NULL'),
+    put(OTHER, 1, "'then', 1, '{}'"),
+  ]
+  sql(path, steps.join('\n;'))
+  return path
+}
+
+describe('a file of an older format', () => {
+  test('is brought up to date with all its jobs and attempts', async () => {
+    const path = await makeOlder()
+    expect(await tellOf(sqliteUrl(path))).toMatchObject({ isToBeMigrated: true })
+    const now = () => 4
+    const tracker = await openWith(path, { now })
+    const third = { ...attempt({ attempt: 3 }), fence: 3, ended: undefined, counts: true, record: undefined }
+    expect(await tracker.read(UUID)).toEqual({
+      ...{ uuid: UUID, type: 'forecast', state: 'open', fence: 3 },
+      attempts: [
+        { ...attempt(), fence: 1, ended: 'then', counts: false, record: '{}' },
+        { ...attempt({ attempt: 2 }), fence: 2, ended: 'later', counts: true, record: '[]' },
+        third,
+      ],
+    })
+    expect(await tracker.openAttempts('w1')).toEqual([third])
+    expect(await tracker.read(OTHER)).toMatchObject({ state: 'complete', fence: 1, attempts: [{ ended: 'then' }] })
+    expect(await tracker.read('marked')).toEqual({ uuid: 'marked', type: 'x', state: 'failed', fence: 0, attempts: [] })
+    expect(await tracker.end(UUID, 3, ending())).toBe(true)
+    expect(await tracker.begin(attempt({ uuid: OTHER }), 1)).toBe(2)
+    expect(await tracker.begin(attempt({ uuid: 'marked' }), 0)).toBe(1)
+  })
+
+  test('is brought up to date once by two that open it at the same time', async () => {
+    const path = await makeOlder()
+    const children = ['1', '2'].map((digit) =>
+      startProgram('begin.js', sqliteUrl(path), 'w', OTHER.replace(/..$/, `a${digit}`)),
+    )
+    for (const { told } of children) expect(await told).toBe('1')
+    expect((await (await openWith(path, { now: () => 4 })).read(UUID))?.attempts).toHaveLength(3)
   })
 })
 
@@ -386,9 +443,8 @@ describe('processes that share the file', () => {
     const path = place()
     const tracker = await open(sqliteUrl(path))
     await tracker.begin(attempt(), 0)
-    const columns = 'type, ticket, tube, attempt, max_attempts, worker, run, started, deadline'
-    const second = `INSERT INTO attempt (uuid, fence, ${columns}) SELECT uuid, 2, ${columns} FROM attempt`
-    expect(() => sql(path, second)).toThrow('UNIQUE constraint failed: attempt.uuid')
+    const second = "INSERT INTO job (uuid, type, state, fence) SELECT uuid, type, 'open', 2 FROM job"
+    expect(() => sql(path, second)).toThrow('UNIQUE constraint failed: job.uuid')
   })
 
   test('what makes a job fail for good or touches the outbox is forced to the disk, and nothing else', async (context) => {
