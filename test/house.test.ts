@@ -26,7 +26,7 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
   [/^commander$/, /^cli\//],
   [/^yaml$/, /^run\/yaml\.ts$/],
   [/^execa$/, /^run\//],
-  [/^libsql$/, /^tracker\/sqlite\.ts$/],
+  [/^libsql$/, /^tracker\/sqlite-file\.ts$/],
   [/^pino$/, /^report\/log\.ts$/],
   [/^valibot$/, /^(config|run\/algorithm)\.ts$/],
   [/^fastest-levenshtein$/, /^report\/suggestion\.ts$/],

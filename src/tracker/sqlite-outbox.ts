@@ -1,6 +1,6 @@
 /** The outbox in the tracker's SQLite file. */
 
-import type { TrackerFile } from './sqlite.ts'
+import type { TrackerFile } from './sqlite-file.ts'
 import type { Outbox, OutboxEntry, OutboxOutcome, OutboxState } from './tracker.ts'
 
 const ERROR_CHARACTERS = 1000
@@ -25,7 +25,7 @@ export function makeOutbox(file: TrackerFile, now: () => number): Outbox {
       file.write('fast', () => {
         file.run('UPDATE outbox SET owner = NULL, free = 0 WHERE owner = ?', [owner])
       }),
-    has: (uuid) => file.read(() => file.all('SELECT 1 FROM outbox WHERE uuid = ?', uuid).length > 0),
+    has: (uuid) => file.look(() => file.has('SELECT 1 FROM outbox WHERE uuid = ?', uuid)),
     state: () => file.read(() => outboxState(file, now())),
   }
 }

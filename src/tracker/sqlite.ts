@@ -1,24 +1,16 @@
 /**
- * The tracker in one SQLite file, shared by the processes of one machine. The only file that knows libsql.
- *
- * The library is synchronous. A transaction runs from BEGIN IMMEDIATE to COMMIT without an await, so calls never mix on
- * the one connection. While another process writes, SQLite waits BUSY_MS at most; then we let the event loop go on and
- * try again, one waiting call at a time, until `patienceMs` is over. Readers never wait for writers (WAL).
- *
- * What libsql 0.5 needs (github.com/tursodatabase/libsql-js, 228, 230, 237, 238): BEGIN, COMMIT and PRAGMA go through
- * `exec`, since a prepared one that fails with SQLITE_BUSY stays in progress and every later COMMIT fails; RETURNING goes
- * through `all`, since `run` stops at the first row; `close` leaves descriptors to the end of the process.
- *
- * Never open the file by other means in this process: closing it would drop SQLite's locks (POSIX, per process).
+ * The tracker in one SQLite file, shared by the processes of one machine: its format, and what each call reads and writes.
+ * How transactions run, and what the library needs, stands in sqlite-file.ts.
  */
 
-import { type Stats, statSync } from 'node:fs'
+import type { Stats } from 'node:fs'
 import { mkdir, open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import Database from 'libsql'
+import { type Durability, type Row, TrackerFile, type Value } from './sqlite-file.ts'
+import { checkOwner, checkPages, MIGRATIONS, migrate } from './sqlite-format.ts'
 import { makeOutbox, putIntoOutbox } from './sqlite-outbox.ts'
-import { codeOf, damage, problemOf, STARTING_ANEW } from './sqlite-problem.ts'
+import { codeOf, problemOf } from './sqlite-problem.ts'
 import {
   type AttemptEnd,
   type AttemptStart,
@@ -30,9 +22,6 @@ import {
   TrackerError,
 } from './tracker.ts'
 
-/** "qwkr": tells our files from any other SQLite file. */
-const APPLICATION_ID = 0x71776b72
-const BUSY_MS = 20
 const ATTEMPTS_KEPT = 100
 const DAY_MS = 86_400_000
 /** Jobs that nothing happened to for so long are forgotten. An open one was deleted from its tube by hand. */
@@ -46,57 +35,6 @@ const FORGET_AT_ONCE = 200
 const BEGINS_PER_CLEANING = 1000
 /** The write-ahead log is cut to this after a checkpoint: it starts anew at 1000 pages, about 4 MB, when no reader hinders. */
 const WAL_BYTES = 8_388_608
-
-/**
- * The format, step by step; `user_version` is the number of steps that a file has seen. To change the format append one
- * step and touch none that was released: every file goes through the steps it lacks, in one transaction, and programs
- * that know fewer steps refuse it from then on. Times are milliseconds since 1970 where the driver computes with them.
- */
-const MIGRATIONS: readonly string[] = [
-  `CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-   INSERT INTO counter VALUES ('probe', 0), ('put', 0);
-   CREATE TABLE job (
-     uuid TEXT PRIMARY KEY,
-     type TEXT NOT NULL,
-     state TEXT NOT NULL CHECK (state IN ('open', 'complete', 'failed')),
-     fence INTEGER NOT NULL,
-     changed INTEGER NOT NULL
-   ) STRICT, WITHOUT ROWID;
-   CREATE INDEX job_by_state ON job (state, changed);
-   CREATE TABLE attempt (
-     id INTEGER PRIMARY KEY,
-     uuid TEXT NOT NULL,
-     fence INTEGER NOT NULL,
-     type TEXT NOT NULL,
-     ticket TEXT NOT NULL,
-     tube TEXT NOT NULL,
-     attempt INTEGER NOT NULL,
-     max_attempts INTEGER NOT NULL,
-     worker TEXT NOT NULL,
-     run TEXT NOT NULL,
-     started TEXT NOT NULL,
-     deadline TEXT NOT NULL,
-     ended TEXT,
-     counts INTEGER NOT NULL DEFAULT 1,
-     record TEXT,
-     UNIQUE (uuid, fence)
-   ) STRICT;
-   CREATE UNIQUE INDEX attempt_open ON attempt (uuid) WHERE ended IS NULL;
-   CREATE INDEX attempt_open_by_worker ON attempt (worker) WHERE ended IS NULL;
-   CREATE TABLE outbox (
-     place INTEGER PRIMARY KEY AUTOINCREMENT,
-     uuid TEXT NOT NULL UNIQUE,
-     version INTEGER NOT NULL,
-     since TEXT NOT NULL,
-     tries INTEGER NOT NULL DEFAULT 0,
-     error TEXT,
-     owner TEXT,
-     taken INTEGER, -- the version that the owner has
-     free INTEGER NOT NULL, -- not to be taken before: the end of a delay, or of a lease when it has an owner
-     noted INTEGER NOT NULL -- when that was written: later than now says that the clock was put back
-   ) STRICT;
-   CREATE INDEX outbox_by_place ON outbox (place, free, noted, owner); -- narrow: S3 may be away for a week`,
-]
 
 export interface SqliteOptions {
   /** how long a call waits for another process; 10 s */
@@ -112,42 +50,36 @@ export async function openSqlite(path: string, options: SqliteOptions = {}): Pro
   const file = await openFile(path, patienceMs, now)
   let begins = 0
   return {
-    read: (uuid) => file.read(() => readJob(file, uuid)),
+    async read(uuid) {
+      // Most jobs are new.
+      const isKnown = await file.look(() => file.has('SELECT 1 FROM job WHERE uuid = ?', uuid))
+      return isKnown ? file.read(() => readJob(file, uuid)) : undefined
+    },
     async begin(start, expectedFence) {
-      const fence = await file.write('fast', () => begin(file, start, expectedFence, now()))
+      const fence = await file.write('fast', () => begin(file, start, expectedFence))
       // In the background: what it cannot do the next cleaning does, and a broken file shows in the next write.
       if (++begins % BEGINS_PER_CLEANING === 0) void forgetOld(file, now).catch(() => {})
       return fence
     },
     holds: (uuid, fence) =>
-      file.read(() => {
-        const newest = 'SELECT fence FROM job WHERE uuid = ?1'
-        const text = `SELECT 1 FROM attempt WHERE uuid = ?1 AND fence = ?2 AND ended IS NULL AND fence = (${newest})`
-        return file.all(text, uuid, fence).length > 0
-      }),
+      file.look(() => file.has('SELECT 1 FROM job WHERE uuid = ? AND fence = ? AND rested IS NULL', uuid, fence)),
     end: (uuid, fence, ending) =>
-      file.write(ending.outbox || ending.state !== 'open' ? 'durable' : 'fast', () =>
-        end(file, uuid, fence, ending, now()),
-      ),
+      file.write(durabilityOf(ending.state, ending.outbox), () => end(file, uuid, fence, ending, now())),
     openAttempts: (worker) =>
-      file.read(() =>
-        (worker === undefined
-          ? file.all('SELECT * FROM attempt WHERE ended IS NULL ORDER BY id')
-          : file.all('SELECT * FROM attempt WHERE worker = ? AND ended IS NULL ORDER BY id', worker)
-        ).map(attemptOf),
-      ),
-    mark: (uuid, type, state, toOutbox) =>
-      file.write(toOutbox || state !== 'open' ? 'durable' : 'fast', () => {
-        const clash =
-          'ON CONFLICT DO UPDATE SET type = excluded.type, state = excluded.state, changed = excluded.changed'
-        file.run(`INSERT INTO job (uuid, type, state, fence, changed) VALUES (?, ?, ?, 0, ?) ${clash}`, [
-          ...[uuid, type, state, now()],
-        ])
-        if (toOutbox) putIntoOutbox(file, uuid, now())
+      file.look(() => {
+        const open = file.all(`SELECT * FROM job WHERE ${IS_RUNNING} ORDER BY started, id`).map(attemptOf)
+        return worker === undefined ? open : open.filter((attempt) => attempt.worker === worker)
       }),
+    mark: (uuid, type, state, toOutbox) =>
+      file.write(durabilityOf(state, toOutbox), () => mark(file, uuid, type, state, toOutbox, now())),
     outbox: makeOutbox(file, now),
     close: () => file.close(),
   }
+}
+
+/** That a job is complete its result tells, which is durable before: nothing is lost with the row. */
+function durabilityOf(state: JobState, toOutbox: boolean): Durability {
+  return toOutbox || state === 'failed' ? 'durable' : 'fast'
 }
 
 /** How long a look waits for another process. */
@@ -174,7 +106,7 @@ export async function describeSqlite(path: string): Promise<TrackerDescription |
     if (isToBeMigrated) return { isToBeMigrated, openAttempts: 0, copies: 0 }
     return await file.read(() => ({
       isToBeMigrated,
-      openAttempts: file.all('SELECT 1 FROM attempt WHERE ended IS NULL').length,
+      openAttempts: file.all(`SELECT 1 FROM job WHERE ${IS_RUNNING}`).length,
       copies: file.all('SELECT 1 FROM outbox').length,
     }))
   } catch (error) {
@@ -189,47 +121,62 @@ function notAFile(path: string, stats: Stats): TrackerError {
   return new TrackerError('denied', `the tracker ${path} is ${kind}, expected a file: move it away, and start again`)
 }
 
+/** With an open attempt; in words that the index takes. */
+const IS_RUNNING = "state IN ('open', 'complete', 'failed') AND rested IS NULL"
+
 function readJob(file: TrackerFile, uuid: string): TrackedJob | undefined {
   const [job] = file.all('SELECT * FROM job WHERE uuid = ?', uuid)
   if (job === undefined) return undefined
-  const attempts = file.all('SELECT * FROM attempt WHERE uuid = ? ORDER BY fence', uuid).map(attemptOf)
+  const earlier = file.all('SELECT *, ? AS uuid FROM earlier WHERE job = ? ORDER BY fence', uuid, job.id ?? null)
+  const attempts = (Number(job.fence) > 0 ? [...earlier, job] : earlier).map(attemptOf)
   return { uuid, type: String(job.type), state: job.state as JobState, fence: Number(job.fence), attempts }
 }
 
-function begin(file: TrackerFile, start: AttemptStart, expectedFence: number, now: number): number | undefined {
+const START = 'type, fence, ticket, tube, attempt, max_attempts, worker, run, started, deadline'
+
+function begin(file: TrackerFile, start: AttemptStart, expectedFence: number): number | undefined {
   const { uuid } = start
-  const [job] = file.all('SELECT state, fence FROM job WHERE uuid = ?', uuid)
-  if (Number(job?.fence ?? 0) !== expectedFence) return undefined
-  if (file.all('SELECT 1 FROM attempt WHERE uuid = ? AND ended IS NULL', uuid).length > 0) return undefined
   const fence = expectedFence + 1
-  const anew = job !== undefined && job.state !== 'open'
-  const clash =
-    "ON CONFLICT DO UPDATE SET type = excluded.type, state = 'open', fence = excluded.fence, changed = excluded.changed"
-  const values = [uuid, start.type, fence, now]
-  file.run(`INSERT INTO job (uuid, type, state, fence, changed) VALUES (?, ?, 'open', ?, ?) ${clash}`, values)
-  file.run('DELETE FROM attempt WHERE uuid = ? AND fence <= ?', [uuid, anew ? expectedFence : fence - ATTEMPTS_KEPT])
-  file.run(
-    `INSERT INTO attempt (uuid, fence, type, ticket, tube, attempt, max_attempts, worker, run, started, deadline)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-    [
-      ...[uuid, fence, start.type, start.ticket, start.tube, start.attempt, start.maxAttempts],
-      ...[start.worker, start.run, start.started, start.deadline],
-    ],
-  )
+  const values = [
+    ...[start.type, fence, start.ticket, start.tube, start.attempt, start.maxAttempts],
+    ...[start.worker, start.run, start.started, start.deadline],
+  ]
+  const asNew = `INSERT INTO job (uuid, state, ${START}) VALUES (?, 'open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`
+  if (expectedFence === 0 && file.run(asNew, [uuid, ...values]) > 0) return fence
+  const [job] = file.all('SELECT id, state, fence, rested FROM job WHERE uuid = ?', uuid)
+  if (job?.fence !== expectedFence || job.rested === null) return undefined
+  const id = job.id ?? null
+  if (job.state === 'open' && expectedFence > 0) {
+    const columns = `${START}, ended, counts, record`
+    file.run(`INSERT INTO earlier (job, ${columns}) SELECT id, ${columns} FROM job WHERE id = ?`, [id])
+  }
+  const forgotten = job.state === 'open' ? fence - ATTEMPTS_KEPT : expectedFence
+  file.run('DELETE FROM earlier WHERE job = ? AND fence <= ?', [id, forgotten])
+  const anew = "state = 'open', rested = NULL, ended = NULL, counts = 1, record = NULL"
+  file.run(`UPDATE job SET ${anew}, (${START}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ?`, [...values, id])
   return fence
 }
 
 function end(file: TrackerFile, uuid: string, fence: number, ending: AttemptEnd, now: number): boolean {
-  const [job] = file.all('SELECT fence FROM job WHERE uuid = ?', uuid)
-  if (job?.fence !== fence) return false
-  const ended = file.all(
-    'UPDATE attempt SET ended = ?, counts = ?, record = ? WHERE uuid = ? AND fence = ? AND ended IS NULL RETURNING id',
-    ...[ending.ended, ending.counts ? 1 : 0, ending.record, uuid, fence],
-  )
-  if (ended.length === 0) return false
-  file.run('UPDATE job SET state = ?, changed = ? WHERE uuid = ?', [ending.state, now, uuid])
+  const { state, ended, counts, record } = ending
+  const text =
+    'UPDATE job SET state = ?, rested = ?, ended = ?, counts = ?, record = ? WHERE uuid = ? AND fence = ? AND rested IS NULL'
+  if (file.run(text, [state, now, ended, counts ? 1 : 0, record, uuid, fence]) === 0) return false
   if (ending.outbox) putIntoOutbox(file, uuid, now)
   return true
+}
+
+function mark(file: TrackerFile, uuid: string, type: string, state: JobState, toOutbox: boolean, now: number): void {
+  // A job that has attempts is of their type. An open one stays open.
+  const clash = `ON CONFLICT DO UPDATE SET state = excluded.state, rested = iif(rested IS NULL, NULL, excluded.rested),
+    type = iif(fence = 0, excluded.type, type)`
+  file.run(`INSERT INTO job (uuid, type, state, fence, rested) VALUES (?, ?, ?, 0, ?) ${clash}`, [
+    uuid,
+    type,
+    state,
+    now,
+  ])
+  if (toOutbox) putIntoOutbox(file, uuid, now)
 }
 
 function attemptOf(row: Row): TrackedAttempt {
@@ -264,150 +211,14 @@ async function forgetOld(file: TrackerFile, now: () => number): Promise<void> {
 /** True when there may be more. */
 function forget(file: TrackerFile, state: JobState, before: number): boolean {
   const old = file.all(
-    `SELECT uuid FROM job WHERE state = ? AND changed < ?
-     AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.uuid = job.uuid)
-     AND NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.uuid = job.uuid AND ended IS NULL) LIMIT ${FORGET_AT_ONCE}`,
+    `SELECT id FROM job WHERE state = ? AND rested < ?
+     AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.uuid = job.uuid) LIMIT ${FORGET_AT_ONCE}`,
     ...[state, before],
   )
-  const uuids = JSON.stringify(old.map(({ uuid }) => uuid))
-  file.run('DELETE FROM attempt WHERE uuid IN (SELECT value FROM json_each(?))', [uuids])
-  file.run('DELETE FROM job WHERE uuid IN (SELECT value FROM json_each(?))', [uuids])
+  const ids = JSON.stringify(old.map(({ id }) => id))
+  file.run('DELETE FROM earlier WHERE job IN (SELECT value FROM json_each(?))', [ids])
+  file.run('DELETE FROM job WHERE id IN (SELECT value FROM json_each(?))', [ids])
   return old.length === FORGET_AT_ONCE
-}
-
-type Value = string | number | null
-type Row = Readonly<Record<string, Value>>
-
-/** `durable` survives a power failure when the promise settles; `fast` survives only the death of the process. */
-type Durability = 'durable' | 'fast'
-
-/** One connection, with what its calls wait for. */
-export class TrackerFile {
-  readonly path: string
-  private readonly db: Database.Database
-  private readonly identity: string
-  private readonly patienceMs: number
-  private readonly statements = new Map<string, ReturnType<Database.Database['prepare']>>()
-  /** the writes that were asked for, one after the other */
-  private line: Promise<unknown> = Promise.resolve()
-  private closed = false
-
-  constructor(path: string, patienceMs: number) {
-    this.path = path
-    this.patienceMs = patienceMs
-    try {
-      this.db = new Database(path, { timeout: BUSY_MS })
-      this.identity = identityOf(path)
-    } catch (error) {
-      throw this.problem(error)
-    }
-  }
-
-  /** Runs a transaction; `work` has no await and may run several times. */
-  write<T>(durability: Durability, work: () => T): Promise<T> {
-    const limit = performance.now() + this.patienceMs
-    const turn = this.line.then(() => this.retry(limit, () => this.transact(durability, work)))
-    this.line = turn.catch(() => {})
-    return turn
-  }
-
-  /** Runs queries on one state of the file. */
-  async read<T>(work: () => T): Promise<T> {
-    return this.retry(performance.now() + this.patienceMs, () => this.enclose('BEGIN', work))
-  }
-
-  all(text: string, ...values: Value[]): Row[] {
-    return this.prepare(text).all(values) as Row[]
-  }
-
-  /** For statements without rows. */
-  run(text: string, values: Value[]): void {
-    this.prepare(text).run(values)
-  }
-
-  exec(text: string): void {
-    this.db.exec(text)
-  }
-
-  /** Moves the write-ahead log into the file and empties it, unless somebody reads or writes just now. */
-  checkpoint(): void {
-    try {
-      this.all('PRAGMA wal_checkpoint(TRUNCATE)')
-    } catch {
-      // It is one of several: SQLite does it without being asked, when the log has 1000 pages.
-    }
-  }
-
-  async close(): Promise<void> {
-    if (this.closed) return
-    await this.line
-    this.checkpoint()
-    this.release()
-  }
-
-  /** Closes without a write. */
-  release(): void {
-    this.closed = true
-    this.statements.clear()
-    this.db.close()
-  }
-
-  problem(error: unknown): TrackerError {
-    return problemOf(error, this.path, this.patienceMs)
-  }
-
-  async retry<T>(limit: number, work: () => T): Promise<T> {
-    for (;;) {
-      if (this.closed) throw new TrackerError('failed', `the tracker ${this.path} is closed`)
-      try {
-        return work()
-      } catch (error) {
-        const problem = this.problem(error)
-        if (problem.code !== 'busy') throw problem
-        const over = performance.now() >= limit
-        // Also when it is over: those that wait in line fail next, and each try blocks the event loop for BUSY_MS.
-        await sleep(over ? 1 : BUSY_MS + Math.random() * 2 * BUSY_MS)
-        if (over) throw problem
-      }
-    }
-  }
-
-  private transact<T>(durability: Durability, work: () => T): T {
-    // Another file of that name would let two attempts of one job begin: one here, one there.
-    if (identityOf(this.path) !== this.identity) {
-      const came = `the tracker ${this.path} is not the file that it was at the start`
-      throw new TrackerError('failed', `${came}: put that one back, or restart all workers that use it`)
-    }
-    if (durability === 'fast') return this.enclose('BEGIN IMMEDIATE', work)
-    this.exec('PRAGMA synchronous = FULL')
-    try {
-      return this.enclose('BEGIN IMMEDIATE', work)
-    } finally {
-      this.exec('PRAGMA synchronous = NORMAL')
-    }
-  }
-
-  private enclose<T>(opening: string, work: () => T): T {
-    this.exec(opening)
-    try {
-      const value = work()
-      this.exec('COMMIT')
-      return value
-    } catch (error) {
-      // A full disk rolls back by itself.
-      if (this.db.inTransaction) this.exec('ROLLBACK')
-      throw error
-    }
-  }
-
-  private prepare(text: string): ReturnType<Database.Database['prepare']> {
-    let statement = this.statements.get(text)
-    if (statement === undefined) {
-      statement = this.db.prepare(text)
-      this.statements.set(text, statement)
-    }
-    return statement
-  }
 }
 
 /** Makes the folder and an empty file where they are missing, durable, for this user only. */
@@ -442,7 +253,6 @@ async function openFile(path: string, patienceMs: number, now: () => number): Pr
       throw new TrackerError('failed', `${what}: put it on a local disk`)
     }
     file.exec(`PRAGMA journal_size_limit = ${WAL_BYTES}`)
-    file.exec('PRAGMA synchronous = NORMAL')
     await file.read(() => checkPages(file))
     await file.write('durable', () => migrate(file))
     await file.write('fast', () => file.run("UPDATE counter SET value = value + 1 WHERE name = 'probe'", []))
@@ -452,46 +262,6 @@ async function openFile(path: string, patienceMs: number, now: () => number): Pr
     file.release()
     throw file.problem(error)
   }
-}
-
-/**
- * The format of the file, 0 for a new one. Asked inside a transaction: another process may be migrating it.
- * @throws TrackerError when the file is not ours, or newer than this program
- */
-function checkOwner(file: TrackerFile): number {
-  const application = Number(file.all('PRAGMA application_id')[0]?.application_id)
-  const version = Number(file.all('PRAGMA user_version')[0]?.user_version)
-  const empty = version === 0 && file.all('SELECT 1 FROM sqlite_master LIMIT 1').length === 0
-  if (application !== APPLICATION_ID && !(application === 0 && empty)) {
-    const what = `the tracker ${file.path} is a database of another program (application_id ${application})`
-    throw new TrackerError('failed', `${what}, and stays untouched: move it away, and start again`)
-  }
-  if (version > MIGRATIONS.length) {
-    const what = `the tracker ${file.path} has format ${version}, this program knows formats up to ${MIGRATIONS.length}`
-    throw new TrackerError('newer', `${what}: install the version that wrote it. ${STARTING_ANEW}`)
-  }
-  return version
-}
-
-/** @throws TrackerError `corrupt` */
-function checkPages(file: TrackerFile): void {
-  const found = Object.values(file.all('PRAGMA quick_check(1)')[0] ?? {})[0]
-  if (found !== 'ok') throw new TrackerError('corrupt', damage(file.path, String(found)))
-}
-
-function migrate(file: TrackerFile): void {
-  // Asked again: of several that open a new file at once, one finds it empty.
-  const version = checkOwner(file)
-  if (version === MIGRATIONS.length) return
-  for (const step of MIGRATIONS.slice(version)) file.exec(step)
-  file.exec(`PRAGMA application_id = ${APPLICATION_ID}`)
-  file.exec(`PRAGMA user_version = ${MIGRATIONS.length}`)
-}
-
-/** Device and inode, without opening the file; empty when there is none. */
-function identityOf(path: string): string {
-  const { dev, ino } = statSync(path, { throwIfNoEntry: false }) ?? {}
-  return dev === undefined ? '' : `${dev}:${ino}`
 }
 
 function ignore(code: string): (error: unknown) => undefined {

@@ -63,7 +63,10 @@ export interface AttemptEnd {
   readonly outbox: boolean
 }
 
-/** Every method throws TrackerError. What makes a job final or touches the outbox is durable when it settles. */
+/**
+ * Every method throws TrackerError. What makes a job fail for good or touches the outbox is durable when it settles; the rest
+ * outlives the process. A power failure may undo the end of a complete job: its result, durable before, tells that it is.
+ */
 export interface Tracker {
   read(uuid: string): Promise<TrackedJob | undefined>
   /**

@@ -149,23 +149,36 @@ async function closeAttempt(
   evidence: Evidence = { stderrTail: '', kill: undefined },
 ): Promise<void> {
   const ended = new Date()
-  const record = makeRecord(attempt, outcome, why, ended, evidence)
   await stores.local.tidy(attempt.uuid)
-  const state = await publishedState(stores, attempt)
+  const { state, success } = await findPublished(stores, attempt)
   await tracker.end(attempt.uuid, attempt.fence, {
-    ended: ended.toISOString(),
-    counts: outcome === 'abandoned',
-    record: JSON.stringify(record),
+    ended: success?.ended ?? ended.toISOString(),
+    counts: success !== undefined || outcome === 'abandoned',
+    record: JSON.stringify(success ?? makeRecord(attempt, outcome, why, ended, evidence)),
     state,
     outbox: state !== 'open' && stores.s3 !== undefined,
   })
 }
 
-/** It may have come to its end, and died before it could write so. A failure that is older was that of an earlier life. */
-async function publishedState({ local }: Stores, { uuid, started }: TrackedAttempt): Promise<JobState> {
-  if ((await local.read(uuid, 'result.json')) !== undefined) return 'complete'
+/** What was published of it. */
+interface Published {
+  readonly state: JobState
+  /** the attempt's own record, when it is what made the job complete */
+  readonly success?: AttemptRecord | undefined
+}
+
+/**
+ * It may have come to its end, and died before it could write so; a power failure undoes what was written last. A failure
+ * that is older was that of an earlier life.
+ */
+async function findPublished({ local }: Stores, { uuid, attempt, started }: TrackedAttempt): Promise<Published> {
+  const result = await local.read(uuid, 'result.json')
   const status = parseStatus((await local.read(uuid, 'status.json')) ?? '')
-  return status?.state === 'failed' && status.timestamp >= started ? 'failed' : 'open'
+  if (result !== undefined) {
+    const last = status?.state === 'complete' ? status.attempts.at(-1) : undefined
+    return { state: 'complete', success: last?.attempt === attempt && last.started >= started ? last : undefined }
+  }
+  return { state: status?.state === 'failed' && status.timestamp >= started ? 'failed' : 'open' }
 }
 
 function makeRecord(

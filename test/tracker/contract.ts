@@ -412,6 +412,28 @@ function testProcesses(place: () => string): void {
     expect(await tracker.openAttempts()).toEqual([])
   })
 
+  test('nothing that was said to be written is lost when a process with many writes under way is killed', async () => {
+    const url = place()
+    const { child, exited } = startProgram('crowd.js', url, 'gone')
+    let said = ''
+    child.stdout!.setEncoding('utf8').on('data', (text: string) => {
+      said += text
+      if (said.length > 20_000) child.kill('SIGKILL')
+    })
+    await exited
+    const tracker = await open(url)
+    const lines = said.split('\n').slice(0, -1)
+    expect(lines.length).toBeGreaterThan(400)
+    const ended = new Set(lines.filter((line) => line.startsWith('ended')).map((line) => line.split(' ')[1]))
+    for (const line of lines) {
+      const [, uuid = '', fence] = line.split(' ')
+      expect(fence).toBe('1')
+      const job = await tracker.read(uuid)
+      expect(job?.fence).toBe(1)
+      if (ended.has(uuid)) expect(job?.state).toBe('complete')
+    }
+  })
+
   test('several processes open one new tracker at the same time', async () => {
     const url = place()
     const digits = [1, 2, 3, 4, 5, 6]

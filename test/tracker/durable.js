@@ -8,7 +8,8 @@ const end = { ended: now, counts: true, record: '{}', state: 'open', outbox: fal
 process.once('SIGUSR2', async () => {
   for (let fence = 0; fence < 20; fence++) {
     await tracker.begin({ ...start, started: now, deadline: now }, fence)
-    await tracker.end(uuid, fence + 1, fence === 19 ? { ...end, state: 'complete', outbox: true } : end)
+    const state = fence % 3 === 0 ? 'complete' : 'open'
+    await tracker.end(uuid, fence + 1, fence === 19 ? { ...end, state: 'complete', outbox: true } : { ...end, state })
   }
   await tracker.outbox.settle(await tracker.outbox.take('o', 9), 'o', { done: true })
   await tracker.mark(uuid, 't', 'failed', false)

@@ -17,6 +17,8 @@ import { dirname, join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { describe, expect, onTestFinished, type TestContext, test } from 'vitest'
 import { openSqlite, type SqliteOptions } from '../../src/tracker/sqlite.ts'
+import { TrackerFile } from '../../src/tracker/sqlite-file.ts'
+import { MIGRATIONS } from '../../src/tracker/sqlite-format.ts'
 import {
   openTracker,
   sqliteUrl,
@@ -195,6 +197,62 @@ describe('files that cannot be used', () => {
   })
 })
 
+/** A file of the first format: a job that is tried for the third time, one that is complete, one that was only marked. */
+async function makeOlder(): Promise<string> {
+  const path = join(makeTop(), 'tracker.db')
+  const columns = 'uuid, fence, type, ticket, tube, attempt, max_attempts, worker, run, started, deadline'
+  const { type, ticket, tube, maxAttempts, worker, run, started, deadline } = attempt()
+  const put = (uuid: string, fence: number, ended: string) => {
+    const values = [uuid, fence, type, ticket, tube, fence, maxAttempts, worker, run, started, deadline]
+    return `INSERT INTO attempt (${columns}, ended, counts, record)
+      VALUES (${values.map((value) => (typeof value === 'number' ? value : `'${value}'`)).join(', ')}, ${ended})`
+  }
+  const jobs = `('${UUID}', 'forecast', 'open', 3, 1), ('${OTHER}', 'forecast', 'complete', 1, 2), ('marked', 'x', 'failed', 0, 3)`
+  const steps = [
+    ...[MIGRATIONS[0], 'PRAGMA application_id = 1903651698', 'PRAGMA user_version = 1'],
+    `INSERT INTO job VALUES ${jobs}`,
+    put(UUID, 1, "'then', 0, '{}'"),
+    put(UUID, 2, "'later', 1, '[]'"),
+    put(UUID, 3, 'NULL, 1, NULL'),
+    put(OTHER, 1, "'then', 1, '{}'"),
+  ]
+  sql(path, steps.join('\n;'))
+  return path
+}
+
+describe('a file of an older format', () => {
+  test('is brought up to date with all its jobs and attempts', async () => {
+    const path = await makeOlder()
+    expect(await tellOf(sqliteUrl(path))).toMatchObject({ isToBeMigrated: true })
+    const now = () => 4
+    const tracker = await openWith(path, { now })
+    const third = { ...attempt({ attempt: 3 }), fence: 3, ended: undefined, counts: true, record: undefined }
+    expect(await tracker.read(UUID)).toEqual({
+      ...{ uuid: UUID, type: 'forecast', state: 'open', fence: 3 },
+      attempts: [
+        { ...attempt(), fence: 1, ended: 'then', counts: false, record: '{}' },
+        { ...attempt({ attempt: 2 }), fence: 2, ended: 'later', counts: true, record: '[]' },
+        third,
+      ],
+    })
+    expect(await tracker.openAttempts('w1')).toEqual([third])
+    expect(await tracker.read(OTHER)).toMatchObject({ state: 'complete', fence: 1, attempts: [{ ended: 'then' }] })
+    expect(await tracker.read('marked')).toEqual({ uuid: 'marked', type: 'x', state: 'failed', fence: 0, attempts: [] })
+    expect(await tracker.end(UUID, 3, ending())).toBe(true)
+    expect(await tracker.begin(attempt({ uuid: OTHER }), 1)).toBe(2)
+    expect(await tracker.begin(attempt({ uuid: 'marked' }), 0)).toBe(1)
+  })
+
+  test('is brought up to date once by two that open it at the same time', async () => {
+    const path = await makeOlder()
+    const children = ['1', '2'].map((digit) =>
+      startProgram('begin.js', sqliteUrl(path), 'w', OTHER.replace(/..$/, `a${digit}`)),
+    )
+    for (const { told } of children) expect(await told).toBe('1')
+    expect((await (await openWith(path, { now: () => 4 })).read(UUID))?.attempts).toHaveLength(3)
+  })
+})
+
 describe('a look at a tracker', () => {
   test('counts, and changes nothing: neither a file that is there, nor one that is not', async () => {
     const path = place()
@@ -294,6 +352,57 @@ describe('disks that cannot be written', () => {
   })
 })
 
+/** Transactions in a write-ahead log that began empty: each ends with a frame that tells the size of the file. */
+function commitsIn(path: string): number {
+  const log = readFileSync(`${path}-wal`)
+  const frameBytes = 24 + 4096
+  let commits = 0
+  for (let at = 32; at + frameBytes <= log.length; at += frameBytes) if (log.readUInt32BE(at + 4) > 0) commits++
+  return commits
+}
+
+describe('writes that are asked for together', () => {
+  test('are one transaction, and those that are asked for one after the other are not', async () => {
+    const path = place()
+    const tracker = await open(sqliteUrl(path))
+    const uuids = Array.from({ length: 8 }, (_, i) => String(i).padStart(32, '0'))
+    const fences = await Promise.all(uuids.map((uuid) => tracker.begin(attempt({ uuid }), 0)))
+    expect(fences).toEqual(uuids.map(() => 1))
+    expect(commitsIn(path)).toBe(1)
+    for (const uuid of uuids.slice(0, 3)) await tracker.end(uuid, 1, ending())
+    expect(commitsIn(path)).toBe(4)
+    const ends = await Promise.all(
+      uuids.map((uuid) => tracker.end(uuid, 1, ending({ state: 'complete', outbox: true }))),
+    )
+    expect(ends).toEqual([false, false, false, true, true, true, true, true])
+    expect(commitsIn(path)).toBe(5)
+  })
+
+  test('fail alone: the others are written, once', async () => {
+    const path = join(makeTop(), 'file.db')
+    const file = new TrackerFile(path, 1000)
+    onTestFinished(() => file.release())
+    file.exec('CREATE TABLE taken (place INTEGER PRIMARY KEY)')
+    const put = (place: number) => file.write('fast', () => file.run('INSERT INTO taken VALUES (?)', [place]))
+    const came = await Promise.allSettled([put(1), put(2), put(1), put(3)])
+    expect(came.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'rejected', 'fulfilled'])
+    expect(came[2]).toMatchObject({ reason: { code: 'failed', message: expect.stringContaining('UNIQUE') } })
+    expect(file.all('SELECT place FROM taken').map((row) => row.place)).toEqual([1, 2, 3])
+    await put(4)
+  })
+
+  test('are written all when the process that was in their way is done', async () => {
+    const path = place()
+    const tracker = await open(sqliteUrl(path))
+    const other = await holdTransaction(path)
+    const begun = ['1', '2', '3'].map((digit) => tracker.begin(attempt({ uuid: OTHER.replace(/.$/, digit) }), 0))
+    expect(await Promise.race([...begun, tracker.read(UUID)])).toBeUndefined()
+    other.kill('SIGUSR2')
+    expect(await Promise.all(begun)).toEqual([1, 1, 1])
+    await tracker.begin(attempt(), 0)
+  })
+})
+
 describe('processes that share the file', () => {
   test('one that is stopped inside a transaction hinders writers for their patience only, and readers not at all', async () => {
     const path = place()
@@ -334,12 +443,11 @@ describe('processes that share the file', () => {
     const path = place()
     const tracker = await open(sqliteUrl(path))
     await tracker.begin(attempt(), 0)
-    const columns = 'type, ticket, tube, attempt, max_attempts, worker, run, started, deadline'
-    const second = `INSERT INTO attempt (uuid, fence, ${columns}) SELECT uuid, 2, ${columns} FROM attempt`
-    expect(() => sql(path, second)).toThrow('UNIQUE constraint failed: attempt.uuid')
+    const second = "INSERT INTO job (uuid, type, state, fence) SELECT uuid, type, 'open', 2 FROM job"
+    expect(() => sql(path, second)).toThrow('UNIQUE constraint failed: job.uuid')
   })
 
-  test('what makes a job final or touches the outbox is forced to the disk, and nothing else', async (context) => {
+  test('what makes a job fail for good or touches the outbox is forced to the disk, and nothing else', async (context) => {
     if (spawnSync('strace', ['-f', '-o', '/dev/null', 'true']).status !== 0)
       leaveOut(context, 'strace cannot trace here')
     const trace = join(makeTop(), 'trace')

@@ -1,6 +1,7 @@
 import { appendFileSync, existsSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { expect, test } from 'vitest'
+import { expect, onTestFinished, test } from 'vitest'
+import { openTracker, sqliteUrl } from '../../src/tracker/tracker.ts'
 import { type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
 import { startProxy } from '../support/proxy.ts'
 import { startS3 } from '../support/s3.ts'
@@ -70,6 +71,10 @@ test('a worker is killed between the commit of a result and its note in the trac
   await until('the copy', () => home.status(uuid)?.s3?.state === 'published')
   expect(s3.results).toEqual([uuid])
   expect(runsOf(home, 'job')).toBe(1)
+  const tracker = await openTracker(sqliteUrl(join(home.results, '.state', 'tracker.db')))
+  onTestFinished(() => tracker.close())
+  const attempts = (await tracker.read(uuid))?.attempts ?? []
+  expect(attempts.map(({ record }) => JSON.parse(record ?? '') as unknown)).toEqual(home.status(uuid)?.attempts)
 }, 180_000)
 
 /** A job whose only attempt failed with 9, and whose worker cannot tell the broker so. */
