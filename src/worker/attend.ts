@@ -65,6 +65,8 @@ export interface Hand {
   readonly signal: AbortSignal
   /** performance.now() */
   readonly reservedAt: number
+  /** Called when the deletion was sent. */
+  readonly onDeleting?: () => void
 }
 
 interface Job extends Hand {
@@ -247,7 +249,7 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
     await context.stores.local.prepare(ref.uuid)
     workdir = await createWorkdir(
       ...([context.workshop, runId, job.workPackage.payloadJson] as const),
-      ...([context.settingsFor(algorithm), algorithm.user] as const),
+      ...([context.settingsFor(algorithm), algorithm.user, context.spares] as const),
     )
     const attempt: Attempt = { ...job, algorithm, workdir, turn, fence, started, limitSeconds }
     await conclude(attempt, await run(attempt))
@@ -255,7 +257,7 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
     if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error, turn)
     throw error
   } finally {
-    if (workdir !== undefined) await removeWorkdir(workdir)
+    if (workdir !== undefined) await removeWorkdir(workdir, context.spares)
   }
 }
 
@@ -536,7 +538,11 @@ async function tellBroker(hand: Hand, settlement: Settlement, uuid: string | und
   const subject = { slot, ticket, ...(uuid === undefined ? {} : { uuid }) }
   try {
     const isTold = await hold.settle((held) => {
-      if (action === 'delete') return held.delete()
+      if (action === 'delete') {
+        const deleted = held.delete()
+        hand.onDeleting?.()
+        return deleted
+      }
       if (action === 'bury') return held.bury(priority)
       return held.release({ priority, delaySeconds: settlement.delaySeconds })
     })

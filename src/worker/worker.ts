@@ -9,6 +9,7 @@ import type { Bus } from '../report/events.ts'
 import { didYouMean } from '../report/suggestion.ts'
 import type { Algorithm, Catalogue } from '../run/algorithm.ts'
 import type { Groups } from '../run/cgroup.ts'
+import { Spares } from '../run/workdir.ts'
 import type { Tracker } from '../tracker/tracker.ts'
 import { type Gate, makeGate } from './gate.ts'
 import type { Recovery } from './recovery.ts'
@@ -67,6 +68,8 @@ export interface SlotContext extends Omit<WorkerOptions, 'catalogue' | 'slots' |
   readonly gate: Gate
   /** grows with each reload: an older connection may go to another broker, or watch other tubes */
   readonly generation: number
+  /** emptied directories of ended runs, for later ones */
+  readonly spares: Spares
   /** uuid -> status of the jobs that are in hand; undefined until the run begins */
   readonly running: Map<string, StatusDocument | undefined>
   readonly onSettled: (settlement: Settlement) => void
@@ -121,6 +124,7 @@ class RunningWorker implements Worker {
   readonly #started = Date.now()
   readonly #settled = { delete: 0, release: 0, bury: 0, none: 0 }
   readonly #gate: Gate
+  readonly #spares: Spares
   #slots: Slot[] = []
   #lastNumber = 0
   #settings: WorkerSettings
@@ -133,6 +137,7 @@ class RunningWorker implements Worker {
   constructor(options: WorkerOptions) {
     this.#options = options
     this.#settings = options
+    this.#spares = new Spares(options.workshop)
     this.#gate = makeGate(() => {
       for (const slot of this.#slots) slot.leave()
     })
@@ -151,6 +156,7 @@ class RunningWorker implements Worker {
       unknownType: (type) => whyUnknown(type, this.#settings.catalogue),
       gate: this.#gate,
       generation,
+      spares: this.#spares,
       running: this.#running,
       onSettled: (settlement) => {
         this.#settled[settlement.action]++
