@@ -18,7 +18,7 @@ const TROUBLES = ['cmd-release', 'cmd-bury', 'job-timeouts']
 
 /**
  * Has so many jobs done by a child that takes from this tube.
- * @returns {Promise<{uuids: string[], seconds: number, cpuSeconds: number | undefined, faults: string[]}>}
+ * @returns what was done, and what is wrong with it: `faults`, one text each
  */
 export async function deliver({ client }, { child, tube, slots, type, payload = '{}' }, count) {
   const uuids = Array.from({ length: count }, newUuid)
@@ -36,16 +36,17 @@ export async function deliver({ client }, { child, tube, slots, type, payload = 
   const seconds = (performance.now() - startedAt) / 1000
   const cpuAfter = cpuSecondsOf(child.pid)
   const after = await countersOf(client, tube)
+  const counts = { accepted: after.accepted - before.accepted, deleted: after.deleted - before.deleted }
   const faults = []
   const expect = (what, found, expected) => {
     if (found !== expected) faults.push(`${tube}: ${what}: ${found}, expected ${expected}`)
   }
   expect('accepted', accepted, count)
-  expect('accepted as the broker counts', after.accepted - before.accepted, count)
-  expect('deleted', after.deleted - before.deleted, count)
+  expect('accepted as the broker counts', counts.accepted, count)
+  expect('deleted', counts.deleted, count)
   expect('left in the tube', after.left, 0)
   expect('releases, buries and timeouts', after.troubles - before.troubles, 0)
-  return { uuids, seconds, cpuSeconds: cpuBefore === undefined ? undefined : cpuAfter - cpuBefore, faults }
+  return { uuids, seconds, cpuSeconds: cpuBefore === undefined ? undefined : cpuAfter - cpuBefore, counts, faults }
 }
 
 async function countersOf(client, tube) {

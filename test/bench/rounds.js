@@ -1,12 +1,17 @@
 /** Rounds and what they come to. */
 
 /**
- * Each round has every contender once, in an order that turns from round to round.
+ * Each round has every contender once, in an order that turns from round to round. With --quick a row whose time is over
+ * ends with the round at hand.
  * @returns what each contender's `run` returned, by contender, in the order of the rounds
  */
-export async function interleave(contenders, rounds) {
+export async function interleave(bench, contenders, rounds = bench.rounds) {
   const samples = contenders.map(() => [])
   for (let round = 0; round < rounds; round++) {
+    if (round > 0 && performance.now() > bench.deadline) {
+      bench.leaveOut(`${bench.row}: rounds after ${round} of ${rounds}, which would have taken too long`)
+      break
+    }
     for (let i = 0; i < contenders.length; i++) {
       // A step that spreads the rounds over all positions.
       const at = (i + Math.floor((round * contenders.length) / rounds)) % contenders.length

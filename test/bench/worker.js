@@ -5,8 +5,7 @@ import { join } from 'node:path'
 import { ENVIRONMENT, findProgram, makeFolder, PROGRAMS, PROJECT, startProcess, until } from './children.js'
 import { checkResults, countResults, deliver } from './delivery.js'
 
-const PILOT_JOBS = 60
-const MIN_JOBS = 40
+const MIN_JOBS = { quick: 20, usual: 60 }
 const MAX_JOBS = 20_000
 const KILOBYTE_RESULT = 700
 
@@ -80,7 +79,7 @@ export async function startWorker(broker, { name, slots, algorithms, type = 'not
 
 /** Has so many jobs done, and checks that each was published once; faults go to the benchmark. */
 export async function work(bench, broker, worker, count, payload) {
-  const { uuids, seconds, cpuSeconds, faults } = await deliver(broker, { ...worker, payload }, count)
+  const { uuids, seconds, cpuSeconds, counts, faults } = await deliver(broker, { ...worker, payload }, count)
   worker.published += count
   const missing = checkResults(worker.results, uuids)
   faults.push(...missing)
@@ -89,7 +88,7 @@ export async function work(bench, broker, worker, count, payload) {
   const { jobs } = await (await fetch(`${worker.url}healthz`)).json()
   if (jobs.completed !== worker.published)
     faults.push(`${worker.tube}: ${jobs.completed} completed of ${worker.published}: lost, or done twice`)
-  bench.check(worker.name, { accepted: count, published: count - missing.length, deleted: count }, faults)
+  bench.check(worker.name, { ...counts, published: count - missing.length }, faults)
   return { uuids, seconds, rate: count / seconds, cpuPer1000: perThousand(cpuSeconds, count) }
 }
 
@@ -97,8 +96,7 @@ export const perThousand = (cpuSeconds, count) => (cpuSeconds === undefined ? un
 
 /** How many jobs take about as long as a round should; what is new is warm then. */
 export async function chooseCount(bench, run) {
-  const { rate } = await run(PILOT_JOBS)
-  return roundCount(rate * bench.seconds)
+  const least = bench.quick ? MIN_JOBS.quick : MIN_JOBS.usual
+  const { rate } = await run(least)
+  return Math.min(MAX_JOBS, Math.max(least, Math.round((rate * bench.seconds) / 20) * 20))
 }
-
-const roundCount = (jobs) => Math.min(MAX_JOBS, Math.max(MIN_JOBS, Math.round(jobs / 20) * 20))

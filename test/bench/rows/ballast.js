@@ -25,7 +25,7 @@ export async function measure(bench) {
     const count = await chooseCount(bench, (jobs) => work(bench, broker, worker, jobs))
     contenders.push({ run: () => work(bench, broker, worker, count) })
   }
-  const samples = await interleave(contenders, bench.rounds)
+  const samples = await interleave(bench, contenders)
   const rates = samples.map((each) => each.map(({ rate }) => rate))
   const plain = makeEntry(workers[0].name, 'jobs/s', rates[0], { slots })
   return {

@@ -32,7 +32,7 @@ export async function measure(bench) {
     const count = await chooseCount(bench, contender.do)
     contender.run = () => contender.do(count)
   }
-  const samples = await interleave(contenders, bench.rounds)
+  const samples = await interleave(bench, contenders)
   const peaks = contenders.map(({ worker }) => worker && memoryMb(worker.child.pid, 'VmHWM'))
   bench.bestSlots = bestSlots(contenders, samples)
   return makeRow(contenders, samples, peaks, floor?.name)
@@ -89,11 +89,15 @@ function startBare(bench, broker, slots) {
   let done = 0
   return {
     async run(count) {
-      const { seconds, cpuSeconds, faults } = await deliver(broker, { child, tube, slots, type: 'nothing' }, count)
+      const { seconds, cpuSeconds, counts, faults } = await deliver(
+        broker,
+        { child, tube, slots, type: 'nothing' },
+        count,
+      )
       done += count
       const started = readdirSync(dir).length
       if (started !== done) faults.push(`${tube}: ${started} processes for ${done} jobs`)
-      bench.check('bare Node loop', { accepted: count, deleted: count }, faults)
+      bench.check('bare Node loop', counts, faults)
       return { rate: count / seconds, cpuPer1000: perThousand(cpuSeconds, count) }
     },
   }
@@ -107,8 +111,12 @@ function startCmdstalk(bench, broker, cmdstalk, slots) {
   const child = startProcess(cmdstalk, args, { env: ENVIRONMENT, stdio: ['ignore', 'ignore', 'ignore'] })
   return {
     async run(count) {
-      const { seconds, cpuSeconds, faults } = await deliver(broker, { child, tube, slots, type: 'nothing' }, count)
-      bench.check('cmdstalk', { accepted: count, deleted: count }, faults)
+      const { seconds, cpuSeconds, counts, faults } = await deliver(
+        broker,
+        { child, tube, slots, type: 'nothing' },
+        count,
+      )
+      bench.check('cmdstalk', counts, faults)
       return { rate: count / seconds, cpuPer1000: perThousand(cpuSeconds, count) }
     },
   }

@@ -25,7 +25,7 @@ export async function measure(bench) {
     ...[jobs, few].map((count, i) => ({ name: names[i], run: () => putBatch(bench, dir, count) })),
     ...WINDOWS.map((window) => ({ name: `bare, ${window} in flight`, run: () => putBare(bench, dir, jobs, window) })),
   ]
-  const [many, some, ...bare] = await interleave(contenders, bench.rounds)
+  const [many, some, ...bare] = await interleave(bench, contenders)
   const bares = bare.map((seconds, i) =>
     makeEntry(
       contenders[i + 2].name,
@@ -35,7 +35,7 @@ export async function measure(bench) {
   )
   const fastest = bares.toSorted((a, b) => b.median - a.median)[0]
   // One round's difference of two noisy times says little: the small batch counts by its median.
-  const own = many.map((seconds) => (jobs - few) / (seconds - median(some)))
+  const own = many.map((seconds) => seconds - median(some)).map((rest) => (rest > 0 ? (jobs - few) / rest : Number.NaN))
   return {
     title: `${jobs} jobs put, each time to a new broker`,
     how: [

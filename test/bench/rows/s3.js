@@ -38,7 +38,7 @@ export async function measure(bench) {
     const count = await chooseCount(bench, run)
     contenders.push({ run: () => run(count) })
   }
-  const samples = await interleave(contenders, bench.rounds)
+  const samples = await interleave(bench, contenders)
   const rates = samples.map((each) => each.map(({ rate }) => rate))
   const plain = makeEntry(workers[0].name, 'jobs/s', rates[0], { slots: SLOTS })
   return {

@@ -29,17 +29,14 @@ export async function measure(bench) {
     if (usable.includes(type)) {
       const name = `qworker, ${type.replace('-', ' in ')}`
       workers.push(await startWorker(broker, { name, slots: SLOTS, algorithms, type }))
-    } else
-      bench.leaveOut(
-        `${type}: this worker refuses its manifest: ${problems.find((it) => it.includes(type)) ?? 'no reason'}`,
-      )
+    } else bench.leaveOut(`${type}: this worker refuses its manifest${explain(problems, type)}`)
   }
   const contenders = []
   for (const worker of workers.length > 1 ? workers : []) {
     const count = await chooseCount(bench, (jobs) => work(bench, broker, worker, jobs))
     contenders.push({ run: () => work(bench, broker, worker, count) })
   }
-  const samples = await interleave(contenders, bench.rounds)
+  const samples = await interleave(bench, contenders)
   if (samples.length === 0) return undefined
   const [cold, ...others] = samples.map((each) => each.map(({ rate }) => rate))
   const first = makeEntry(workers[0].name, 'jobs/s', cold, { slots: SLOTS })
@@ -49,6 +46,12 @@ export async function measure(bench) {
     how: [],
     entries: [first, ...others.map((rates, i) => makeEntry(workers[i + 1].name, 'jobs/s', rates, options))],
   }
+}
+
+/** The first clause of what the worker said, without the path. */
+function explain(problems, type) {
+  const [, reason] = /algorithm\.yaml: ([^;]+)/.exec(problems.find((it) => it.includes(type)) ?? '') ?? []
+  return reason === undefined ? '' : ` (${reason})`
 }
 
 /** The interpreter itself: what stands in PATH may be a script that chooses one. */
