@@ -38,6 +38,8 @@ Folders are made in ${tmpdir()}; TMPDIR names another place.
 Exit codes: 0 done, 1 a job was lost, done twice or not published, or a row failed, 64 usage, 130 Ctrl-C.
 `
 
+let isStopping = false
+
 function refuse(message) {
   console.error(`bench: ${message}; see --help`)
   process.exit(EXIT.usage)
@@ -128,6 +130,8 @@ async function measureRows(bench, { rows, isHurried }) {
     } catch (error) {
       bench.faults.push(`${row}: ${error.stack}`)
     }
+    // Whoever stops us ends the process; what a row comes to meanwhile is not told.
+    if (isStopping) await new Promise(() => undefined)
     await endProcesses()
     process.stderr.write(` ${((performance.now() - startedAt) / 1000).toFixed(1)} s\n`)
   }
@@ -146,7 +150,7 @@ function describeChecks(checks) {
 
 function report(bench, machine, measured) {
   console.log(
-    `${machine.qworker}, Node ${machine.node}, ${machine.processors} x ${machine.processor}, ${machine.system}; medians of ${bench.rounds} rounds\n`,
+    `${machine.qworker}, Node ${machine.node}, ${machine.processors} x ${machine.processor}, ${machine.system}; medians of ${bench.rounds} ${bench.rounds === 1 ? 'round' : 'rounds'}\n`,
   )
   if (machine.files_us > SLOW_FILES_US)
     console.log(
@@ -190,8 +194,12 @@ async function main() {
   return faults.length === 0 ? EXIT.ok : EXIT.failed
 }
 
+// Not once: a terminal and npm each send one, and the second would cut the cleaning short.
 for (const [signal, code] of Object.entries({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 }))
-  process.once(signal, () => endEverything().finally(() => process.exit(code)))
+  process.on(signal, () => {
+    isStopping = true
+    endEverything().finally(() => process.exit(code))
+  })
 
 try {
   process.exitCode = await main()

@@ -33,7 +33,7 @@ export async function openFloor(bench) {
   const noop = findProgram('true')
   if (floor === undefined) {
     const xargs = openXargs()
-    return xargs && { name: 'floor (xargs)', run: xargs.run }
+    return xargs && { name: `floor (${xargs.name})`, run: xargs.run }
   }
   const input = emptyInput()
   return {

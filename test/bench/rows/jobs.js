@@ -16,7 +16,9 @@ export async function measure(bench) {
   const floor = await openFloor(bench)
   const cmdstalk = findProgram('cmdstalk')
   if (cmdstalk === undefined) bench.leaveOut('cmdstalk: not installed')
-  const alone = [floor, openParallel(bench), openXargs()].filter((it) => it !== undefined)
+  const others = [openParallel(bench), openXargs()].filter((it) => it !== undefined)
+  // Where xargs is the floor it is no peer as well.
+  const alone = [...(floor === undefined ? [] : [floor]), ...others.filter(({ name }) => !floor?.name.includes(name))]
   for (const slots of bench.quick ? [1, 4] : [1, 2, 4, 8]) {
     const worker = await startWorker(broker, { name: 'qworker', slots, algorithms })
     contenders.push({ name: 'qworker', slots, worker, do: (count) => work(bench, broker, worker, count) })
