@@ -253,25 +253,29 @@ function jobDir(base: string, uuid: string): string {
  */
 function makeJobDir(base: Base, dir: string): Stats {
   const shard = dirname(dir)
-  if (lookAt(shard) === undefined) base.durable.delete(shard)
-  makeDirectory(shard)
-  return makeDirectory(dir)
+  haveDirectory(shard, () => base.durable.delete(shard))
+  return haveDirectory(dir, () => undefined)
 }
 
-/** Whoever makes it: another worker may do it at the same time. */
-function makeDirectory(path: string): Stats {
+/** @param onAbsent told before it is made, by us or by another worker at the same time */
+function haveDirectory(path: string, onAbsent: () => void): Stats {
   let stats = lookAt(path)
   if (stats === undefined) {
-    try {
-      mkdirSync(path)
-    } catch (error) {
-      if (errnoOf(error) !== 'EEXIST') throw error
-    }
+    onAbsent()
+    makeDirectory(path)
     stats = lstatSync(path)
   }
   if (stats.isDirectory()) return stats
   const remedy = 'results below it are never served; put a directory in its place'
   throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
+}
+
+function makeDirectory(path: string): void {
+  try {
+    mkdirSync(path)
+  } catch (error) {
+    if (errnoOf(error) !== 'EEXIST') throw error
+  }
 }
 
 /** Tried once: two mounts of one disk have one device number and still refuse a link from one to the other. */
