@@ -22,7 +22,7 @@ import type { Catalogue } from '../run/algorithm.ts'
 import { openGroups } from '../run/cgroup.ts'
 import { type Delegation, divideOwnGroup } from '../run/delegation.ts'
 import { startGuard } from '../run/guard.ts'
-import { isPresent, ownPresence } from '../run/presence.ts'
+import { isPresent, makeBrief, ownPresence } from '../run/presence.ts'
 import { WORK_FOLDER } from '../run/workdir.ts'
 import { emptyDeadWorkshops, openWorkshop } from '../run/workshop.ts'
 import { openLocalStore, openS3Store, type Publisher } from '../store/store.ts'
@@ -62,7 +62,12 @@ export async function runWorker(flags: WorkerFlags, early: EarlySignals): Promis
   // Before anything lasting is started, and before the limits of algorithms are divided.
   const cgroup = await divideOwnGroup()
   const catalogue = await readAlgorithms(config, controllersOf(cgroup))
-  const publisher = { identity: ownPresence(), stateOf: isPresent, staging: undefined as string | undefined }
+  const presence = ownPresence()
+  const publisher = {
+    identity: makeBrief(presence) ?? presence,
+    stateOf: isPresent,
+    staging: undefined as string | undefined,
+  }
   const stores = await openStores(config, publisher)
   let { problems, tracker } = await lookAround(config, stores, catalogue)
   // The disk may be full of what runs of a dead worker left: nobody else would take it away. Where that cannot be read,

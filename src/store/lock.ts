@@ -1,14 +1,17 @@
 /**
- * The lock of a job's directory: held by one publisher at a time, from before it looks until its last step.
+ * The lock of a job's directory: held by one publisher at a time, from before it looks until its last step. It is a
+ * symbolic link whose target is the owner's text: made by one call, so that none is seen without its owner, and of no
+ * cost where the text is short (below 60 bytes ext4 keeps it in the inode).
  *
  * That of a dead process is broken at once, that of a living one never, however long it is stopped. Only where it cannot
  * be told whether the process lives (another machine) does the age decide: its holder renews it.
  */
 
-import { type FileHandle, link, readFile, rename, rm, utimes } from 'node:fs/promises'
+import { readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs'
+import { lutimes, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { errnoOf, statOf, temporaryName } from './publication.ts'
+import { errnoOf, lookAt, temporaryName } from './publication.ts'
 import { type Publisher, StoreError } from './store.ts'
 
 export const LOCK = '.publishing'
@@ -25,68 +28,79 @@ interface Locker {
 
 /**
  * Takes the lock; gives a function that gives it back.
- * @param own an empty file on the same disk, which becomes the lock: by link(2), so that none is seen without its owner
  * @throws StoreError when another has it for too long
  */
-export async function takeLock(
-  path: string,
-  own: { readonly path: string; readonly handle: FileHandle },
-  locker: Locker,
-): Promise<() => Promise<void>> {
+export async function takeLock(path: string, locker: Locker): Promise<() => void> {
   const { publisher, locks } = locker
-  const text = `${publisher.identity}\n${own.path}\n`
-  try {
-    await own.handle.writeFile(text).finally(() => own.handle.close())
-    const deadline = performance.now() + WAIT_MS
-    while (!(await link(own.path, path).then(() => true, isNotTaken))) {
-      await breakDeadLock(locker, path)
-      if (performance.now() > deadline) {
-        const message = `${dirname(path)}: another worker is publishing this job and does not come to an end (${LOCK})`
-        throw new StoreError('unavailable', message)
-      }
-      await sleep(POLL_MS)
+  const text = `${publisher.identity}\n${temporaryName()}`
+  const deadline = performance.now() + WAIT_MS
+  while (!isMade(text, path)) {
+    await breakDeadLock(locker, path)
+    if (performance.now() > deadline) {
+      const message = `${dirname(path)}: another worker is publishing this job and does not come to an end (${LOCK})`
+      throw new StoreError('unavailable', message)
     }
-  } finally {
-    await rm(own.path, { force: true }).catch(() => undefined)
+    await sleep(POLL_MS)
   }
-  const renew = () => utimes(path, new Date(), new Date()).catch(() => undefined)
-  const timer = setInterval(renew, STALE_MS / 6)
   locks.add(text)
-  return async () => {
+  const renew = () => lutimes(path, new Date(), new Date()).catch(() => undefined)
+  const timer = setInterval(renew, STALE_MS / 6)
+  return () => {
     clearInterval(timer)
     locks.delete(text)
-    if ((await readLock(path)) === text) await rm(path, { force: true }).catch(() => undefined)
+    if (readLock(path) === text) isDone(() => unlinkSync(path))
   }
 }
 
-function isNotTaken(error: unknown): false {
-  if (errnoOf(error) !== 'EEXIST') throw error
-  return false
+/** False when something of that name is there. */
+function isMade(text: string, path: string): boolean {
+  try {
+    symlinkSync(text, path)
+    return true
+  } catch (error) {
+    if (errnoOf(error) !== 'EEXIST') throw error
+    return false
+  }
 }
 
 /** What a lock says; undefined when there is none, or something else of its name. */
-async function readLock(path: string): Promise<string | undefined> {
-  const isFile = (await statOf(path).catch(() => undefined))?.isFile()
-  return isFile ? readFile(path, 'utf8').catch(() => undefined) : undefined
+function readLock(path: string): string | undefined {
+  try {
+    return readlinkSync(path)
+  } catch {
+    return undefined
+  }
 }
 
-/** Removes a lock whose publisher is dead. Moved aside first: of two that break it at once, the slower one must not remove the lock that the other made since. */
-export async function breakDeadLock({ publisher, locks }: Locker, path: string): Promise<void> {
-  const text = await readLock(path)
-  // A directory of that name is an algorithm's.
-  if (text === undefined && (await statOf(path))?.isFile() === false) await rm(path, { recursive: true, force: true })
-  if (text === undefined) return
+/**
+ * Removes a lock whose publisher is dead, and what an algorithm put there in its name. Moved aside first: of two that
+ * break it at once, the slower one must not remove the lock that the other made since.
+ */
+export async function breakDeadLock(locker: Locker, path: string): Promise<void> {
+  if (lookAt(path) === undefined) return
+  const text = readLock(path)
+  if (text !== undefined && !isDead(locker, path, text)) return
+  const aside = join(dirname(path), temporaryName())
+  if (!isDone(() => renameSync(path, aside))) return
+  const moved = readLock(aside)
+  if (moved !== undefined && moved !== text) isDone(() => symlinkSync(moved, path))
+  await rm(aside, { recursive: true, force: true })
+}
+
+function isDead({ publisher, locks }: Locker, path: string, text: string): boolean {
   const [identity = ''] = text.split('\n')
   const isForged = identity !== '' && identity === publisher.identity && !locks.has(text)
   const state = isForged ? 'dead' : identity === '' ? 'unknown' : publisher.stateOf(identity)
-  const age = Date.now() - ((await statOf(path))?.mtimeMs ?? Date.now())
-  if (state === 'alive' || (state === 'unknown' && age < STALE_MS)) return
-  const aside = join(dirname(path), temporaryName())
-  const isMoved = await rename(path, aside).then(
-    () => true,
-    () => false,
-  )
-  if (!isMoved) return
-  if ((await readLock(aside)) !== text) await link(aside, path).catch(() => undefined)
-  await rm(aside, { force: true })
+  // Looked at after its text was read: another one that has its name since is younger.
+  const age = Date.now() - (lookAt(path)?.mtimeMs ?? Date.now())
+  return state === 'dead' || (state === 'unknown' && age >= STALE_MS)
+}
+
+function isDone(step: () => void): boolean {
+  try {
+    step()
+    return true
+  } catch {
+    return false
+  }
 }

@@ -1,8 +1,8 @@
 /** What a store takes: the names, and the files that bytes are read from. The same for every driver. */
 
-import { randomBytes } from 'node:crypto'
-import { constants, type Stats } from 'node:fs'
-import { type FileHandle, lstat, open } from 'node:fs/promises'
+import { randomUUID } from 'node:crypto'
+import { constants, lstatSync, openSync, type Stats } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
 import { describe, isUuid, uuidProblem } from '../job/package.ts'
 import { type Publication, StoreError } from './store.ts'
 
@@ -42,17 +42,41 @@ export function checkUuid(uuid: string): void {
   if (!isUuid(uuid)) throw new StoreError('failed', uuidProblem(uuid))
 }
 
+/** Without NONBLOCK the open of a named pipe waits for a writer, and takes a thread with it. */
+export const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+
 /** Never through a link: an algorithm that leaves one would publish a file of the worker's. */
 export async function openSource(name: string, source: string): Promise<FileHandle> {
-  const handle = await open(source, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch((error) => {
-    const code = errnoOf(error)
-    if (!['ENOENT', 'ELOOP', 'ENXIO', 'EACCES'].includes(code)) throw error
-    const problem = `${source} is gone, a link, or not readable (${code})`
-    throw new StoreError('failed', `${name} cannot be published: ${problem}`, error)
+  const handle = await open(source, READ_FLAGS).catch((error: unknown) => {
+    throw sourceError(name, source, error)
   })
   if ((await handle.stat()).isFile()) return handle
   await handle.close()
   throw new StoreError('failed', `${name} cannot be published: ${source} is not a regular file`)
+}
+
+export function lookAtSource(name: string, source: string): Stats | undefined {
+  return asSource(name, source, () => lookAt(source))
+}
+
+/** The descriptor of what was seen to be a regular file. */
+export function openSeenSource(name: string, source: string): number {
+  return asSource(name, source, () => openSync(source, READ_FLAGS))
+}
+
+function asSource<T>(name: string, source: string, step: () => T): T {
+  try {
+    return step()
+  } catch (error) {
+    throw sourceError(name, source, error)
+  }
+}
+
+function sourceError(name: string, source: string, error: unknown): unknown {
+  const code = errnoOf(error)
+  if (!['ENOENT', 'ELOOP', 'ENXIO', 'EACCES'].includes(code)) return error
+  const problem = `${source} is gone, a link, or not readable (${code})`
+  return new StoreError('failed', `${name} cannot be published: ${problem}`, error)
 }
 
 /** The system's code of an error, such as ENOSPC; empty when it has none. */
@@ -61,9 +85,9 @@ export function errnoOf(error: unknown): string {
 }
 
 /** What a name stands for, links not followed; undefined when nothing of that name is there. */
-export async function statOf(path: string): Promise<Stats | undefined> {
+export function lookAt(path: string): Stats | undefined {
   try {
-    return await lstat(path)
+    return lstatSync(path, { throwIfNoEntry: false })
   } catch (error) {
     if (isAbsence(error)) return undefined
     throw error
@@ -75,7 +99,13 @@ export function isAbsence(error: unknown): boolean {
   return ['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EISDIR'].includes(errnoOf(error))
 }
 
+const TEMPORARY = /^\.[0-9a-f]{16}\.tmp$/
+
 /** Of what is not published yet; never served. */
 export function temporaryName(): string {
-  return `.${randomBytes(8).toString('hex')}.tmp`
+  return `.${randomUUID().replaceAll('-', '').slice(16)}.tmp`
+}
+
+export function isTemporaryName(name: string): boolean {
+  return TEMPORARY.test(name)
 }

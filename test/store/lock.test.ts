@@ -1,6 +1,16 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync } from 'node:fs'
+import {
+  lutimesSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
@@ -52,14 +62,14 @@ test('the lock of a process that is stopped is not broken, however old it is; th
   const { child, exited, store, answers, folder, lock } = await openGround()
   child.kill('SIGSTOP')
   await until('it is stopped', () => /^State:\tT/m.test(readFileSync(`/proc/${child.pid}/status`, 'latin1')))
-  const theirs = readFileSync(lock, 'utf8')
-  utimesSync(lock, 0, 0)
+  const theirs = readlinkSync(lock)
+  lutimesSync(lock, 0, 0)
   const ours = publishOurs(store)
   await until('it has looked several times', () => answers.length >= 4)
   expect(new Set(answers)).toEqual(new Set(['alive']))
-  expect(readFileSync(lock, 'utf8')).toBe(theirs)
+  expect(readlinkSync(lock)).toBe(theirs)
   // An hour ahead: its age is none.
-  utimesSync(lock, Date.now() / 1000 + 3600, Date.now() / 1000 + 3600)
+  lutimesSync(lock, Date.now() / 1000 + 3600, Date.now() / 1000 + 3600)
   child.kill('SIGKILL')
   await exited
   expect(await ours).toBe(true)
@@ -84,4 +94,44 @@ test('a process that goes on commits what it began, and who waited for its lock 
   expect(await ours).toBe(false)
   expect(await store.read(UUID, 'result.json')).toBe('"theirs"')
   expect(await store.read(UUID, 'status.json')).toBe('"theirs"')
+})
+
+/** A store whose own identity is `us`, and the name of its lock. */
+async function openAlone(stateOf: (identity: string) => 'alive' | 'dead' | 'unknown') {
+  const base = mkdtempSync(join(tmpdir(), 'qworker-lock-'))
+  onTestFinished(() => rmSync(base, { recursive: true, force: true }))
+  const store = await openLocalStore(base, { identity: 'us', stateOf })
+  await store.prepare(UUID)
+  const folder = join(base, UUID.slice(0, 2), UUID)
+  return { store, folder, lock: join(folder, '.publishing') }
+}
+
+test.each([
+  ['a file', (lock: string) => writeFileSync(lock, 'them\n')],
+  ['a folder', (lock: string) => mkdirSync(join(lock, 'full', 'of'), { recursive: true })],
+  ['a lock in our own name', (lock: string) => symlinkSync('us\nforged', lock)],
+  ['an old lock of whom nobody knows', leaveOldLock],
+])('%s that an algorithm left in the name of the lock gives way', async (_what, leave) => {
+  const { store, folder, lock } = await openAlone((identity) => (identity === 'us' ? 'alive' : 'unknown'))
+  leave(lock)
+  expect(await publishOurs(store)).toBe(true)
+  expect(readdirSync(folder).sort()).toEqual(['result.json', 'status.json'])
+})
+
+function leaveOldLock(lock: string): void {
+  symlinkSync('them\nthere', lock)
+  lutimesSync(lock, Date.now() / 1000 - 61, Date.now() / 1000 - 61)
+}
+
+test('what a dead publisher left is tidied, what a living one holds is not', async () => {
+  let state: 'alive' | 'dead' = 'alive'
+  const { store, folder, lock } = await openAlone(() => state)
+  symlinkSync('them\nthere', lock)
+  writeFileSync(join(folder, 'result.json'), '{}')
+  await store.tidy(UUID)
+  expect(readlinkSync(lock)).toBe('them\nthere')
+  state = 'dead'
+  await store.tidy(UUID)
+  expect(readdirSync(folder)).toEqual(['result.json'])
+  await store.tidy(`cd${UUID.slice(2)}`)
 })

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findRuns, type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
@@ -106,7 +106,7 @@ test("a worker that stays stopped in the middle of its publication publishes not
   await first.waitFor('the end of the run', ({ event }) => event === 'run_ended')
   await until('its last question is on its way', () => proxy.isHolding())
   await freeze(first)
-  expect(existsSync(join(folderOf(home, uuid), '.publishing'))).toBe(true)
+  expect(readdirSync(folderOf(home, uuid))).toContain('.publishing')
   expect(home.result(uuid)).toBeUndefined()
   const second = await home.startWorker()
   proxy.cut()

@@ -1,0 +1,55 @@
+/**
+ * What survives the loss of power, and where the local store asks for it. The promise: a job leaves its queue only when
+ * its result is durable, and a result.json that is there is whole, with its status.json, logs and outputs. So, for each
+ * publication, three waits for the disk, and nothing else in the store waits:
+ *
+ * 1. The bytes of every file, before any gets its published name: otherwise a name could be there without its bytes, and
+ *    what an earlier attempt published would be lost with it. Empty files have none, and are not even opened.
+ * 2. The names of all that but the result, before result.json gets its own: file systems with a journal keep the order of
+ *    names, but not all of them that of files which were not synced themselves (btrfs), and others none at all. With it
+ *    the name of the job's directory in its shard, which mkdir(2) made, whoever called it: a sync of a directory need
+ *    not save its own name. That of the shard in the base only once in the life of a process.
+ * 3. The name of result.json, before anybody is told that the job is published. Who finds a result whose publisher died
+ *    does not know whether that came to its end, and syncs these names again (`tidy`).
+ *
+ * The lock and temporary names need none: after a loss of power their owner is dead, and they are swept.
+ *
+ * Syncs go through the thread pool, those of one step at once, so that one commit of a journal serves them all. All else
+ * that is done to a name or to a small file is done at once: the result directory must be local (the tracker's WAL is on
+ * it), and a trip to the thread pool costs ten times what such a call does.
+ */
+
+import { closeSync, constants, fdatasync, fsync, openSync } from 'node:fs'
+import { promisify } from 'node:util'
+
+/** With the length of a file, which is all that a reader needs beside the bytes. */
+const syncBytes = promisify(fdatasync)
+const syncNames = promisify(fsync)
+
+/** Makes the bytes behind all descriptors durable, and closes these; the list is empty then. */
+export function syncFiles(descriptors: number[]): Promise<void> {
+  return syncAndClose(descriptors, syncBytes)
+}
+
+/** Makes the names in all directories durable. */
+export async function syncDirectories(paths: readonly string[]): Promise<void> {
+  const descriptors: number[] = []
+  try {
+    for (const path of paths) descriptors.push(openSync(path, constants.O_RDONLY | constants.O_DIRECTORY))
+    await syncAndClose(descriptors, syncNames)
+  } finally {
+    closeAll(descriptors)
+  }
+}
+
+export function closeAll(descriptors: number[]): void {
+  for (const descriptor of descriptors.splice(0)) closeSync(descriptor)
+}
+
+async function syncAndClose(descriptors: number[], sync: (descriptor: number) => Promise<void>): Promise<void> {
+  if (descriptors.length === 0) return
+  // None is closed while another thread still syncs it.
+  const ended = await Promise.allSettled(descriptors.map((descriptor) => sync(descriptor)))
+  closeAll(descriptors)
+  for (const end of ended) if (end.status === 'rejected') throw end.reason
+}
