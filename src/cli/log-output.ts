@@ -5,7 +5,7 @@
  */
 
 import { fstatSync, write } from 'node:fs'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { writeOut } from './exit.ts'
 
 export interface LogOutput {
@@ -60,6 +60,8 @@ class FileOutput implements LogOutput {
   }
 
   async #writeAll(): Promise<void> {
+    // One write for the lines of one turn.
+    await nextTurn()
     while (this.#waiting.length > 0) {
       const bytes = Buffer.from(`${this.#isTorn ? '\n' : ''}${this.#waiting.join('')}`)
       this.#waiting = []

@@ -81,7 +81,8 @@ export async function startFirstProcess(
     return spawned
   }
   const { pid, leader, exited } = spawned
-  const startTicks = startTicksOf(pid) ?? leader?.startTicks
+  // Of one in a launcher's session the start is asked for when it is needed: most are gone before.
+  const startTicks = leader === undefined ? startTicksOf(pid) : leader.startTicks
   const identity = { pid, mark, workdir: realPath, startTicks, cgroupBase, leader }
   return { identity, exited, streams, group, file }
 }

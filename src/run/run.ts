@@ -11,7 +11,7 @@ import { explainExit, startFirstProcess } from './first-process.ts'
 import { killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
 import { type Exit, type Launcher, sessions } from './launcher.ts'
 import { nameLimit } from './limits.ts'
-import { isSurelyOver } from './look.ts'
+import { isSurelyOver, startTicksOf } from './look.ts'
 import { type Sampled, startSampling } from './usage.ts'
 import {
   collectOutputs,
@@ -275,7 +275,8 @@ async function conclude(
     return { ...exit, kill }
   }
   request.onEnding?.(identity.pid, end.kind)
-  const kill = await killTree(identity, { seen })
+  const startTicks = startTicksOf(identity.pid) ?? identity.startTicks
+  const kill = await killTree({ ...identity, startTicks }, { seen })
   request.launcher?.replace()
   // A process that even SIGKILL cannot end (a hung disk) must not hold the slot for ever: the receipt names it.
   if (kill.survivors.includes(identity.pid)) return { exitCode: null, signal: undefined, kill }

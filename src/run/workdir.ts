@@ -170,10 +170,11 @@ export class Spares {
   }
 
   /** Empties the directory of a run that is over. False where it holds anything but what we made, or is not as we made it. */
-  keep({ path, scratch }: Workdir): boolean {
+  keep(workdir: Workdir): boolean {
+    const { path, scratch } = workdir
     if (this.#names.length >= MOST_SPARES) return false
     try {
-      const names = listFew(scratch)
+      const names = bare.get(workdir) ?? listFew(scratch)
       if (names === undefined || names.some((name) => !OURS.has(name))) return false
       const { mode, nlink } = lstatSync(scratch)
       if ((mode & 0o7777) !== 0o700 || nlink > 2) return false
@@ -203,14 +204,19 @@ function listFew(path: string): string[] | undefined {
   }
 }
 
+/** What was in them when their runs were over: from then on nobody changes it but we. */
+const bare = new WeakMap<Workdir, string[]>()
+
 /**
  * Whether an algorithm left nothing in its directory, so that there is nothing to weigh or to publish. Told without
  * waiting, for a directory with a few entries.
  */
-export function isBare({ scratch, input }: Workdir): boolean {
+export function isBare(workdir: Workdir): boolean {
+  const { scratch, input } = workdir
   try {
     const names = listFew(scratch)
     if (names === undefined || names.some((name) => !OURS.has(name))) return false
+    bare.set(workdir, names)
     // What it was given it may have made longer.
     return (lstatSync(input, { throwIfNoEntry: false })?.size ?? 0) <= SMALL_BYTES
   } catch {

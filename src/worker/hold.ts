@@ -56,6 +56,8 @@ const REGAIN_PAUSE_MS = 50
 const REGAIN_PAUSE_MAX_MS = 1_000
 /** Connections that may break one after the other while one settlement is told. */
 const SETTLE_TRIES = 5
+/** Made once: an abort without a reason makes an exception, with a stack, for each job. */
+const GIVEN_UP = new Error('given up')
 
 /** Starts to touch. */
 export function startHold(options: HoldOptions): Hold {
@@ -111,12 +113,12 @@ class TouchingHold implements Hold {
   }
 
   abandon(): void {
-    this.#giveUp.abort()
+    this.#giveUp.abort(GIVEN_UP)
   }
 
   stop(): void {
     clearInterval(this.#timer)
-    this.#giveUp.abort()
+    this.#giveUp.abort(GIVEN_UP)
   }
 
   #lose(detail: string): false {
