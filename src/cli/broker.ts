@@ -15,7 +15,7 @@ export function isEmbedded({ BEANSTALK_SERVER }: Pick<Config, 'BEANSTALK_SERVER'
 /** One, as a rule; several share the jobs. */
 export function serversOf(config: Where): readonly [Server, ...Server[]] {
   const named = isEmbedded(config) ? EMBEDDED_HOST : config.BEANSTALK_SERVER
-  return makeServers(named, config.BEANSTALK_PORT) as readonly Server[] as readonly [Server, ...Server[]]
+  return makeServers(named, config.BEANSTALK_PORT) as readonly [Server, ...Server[]]
 }
 
 /** `host:port`; of several with commas between. */

@@ -30,8 +30,11 @@ export interface ServerReport {
 
 export interface Servers {
   isUp(server: QueueServer): boolean
-  /** A slot lost its connection to it, or could not have one. */
-  lost(server: QueueServer, error: string): void
+  /**
+   * A slot lost its connection to it, or could not have one.
+   * @param sinceMs performance.now() when that connection was begun: an old one tells nothing of a server that is back
+   */
+  lost(server: QueueServer, error: string, sinceMs: number): void
   /** Settles when one comes up, after `ms`, or when the signal says so. */
   wait(ms: number, signal: AbortSignal): Promise<void>
   /** Other ones from now on; what is known of those that stay is kept. */
@@ -90,10 +93,10 @@ class WatchedServers implements Servers {
     return this.#entries.get(name)?.state === 'up'
   }
 
-  lost({ name }: QueueServer, error: string): void {
+  lost({ name }: QueueServer, error: string, sinceMs: number): void {
     const entry = this.#entries.get(name)
     // Of several slots that lose it at once the first one tells.
-    if (entry?.state !== 'up') return
+    if (entry?.state !== 'up' || sinceMs < entry.changedMs) return
     if (performance.now() - entry.changedMs > STEADY_MS) entry.failures = 0
     this.#fail(entry, error)
     void this.#pause(entry).then(() => this.#look(entry))

@@ -41,6 +41,8 @@ export interface SourceOptions {
 export class Source {
   readonly #options: SourceOptions
   readonly #queues = new Map<QueueServer, Queue>()
+  /** performance.now() when each of these was opened */
+  readonly #opened = new WeakMap<Queue, number>()
   readonly #closing = new AbortController()
   /** index of the server that is asked first */
   #next = 0
@@ -104,14 +106,21 @@ export class Source {
   }
 
   async #ask(server: QueueServer, seconds: number): Promise<Taken | 'lost' | undefined> {
+    const sinceMs = this.#openedMs(server)
     try {
       return await this.#reserve(server, await this.#connect(server), seconds)
     } catch (error) {
       if (!(error instanceof QueueError) || error.code === 'closed') throw error
       this.#drop(server)
-      this.#options.watched.lost(server, error.message)
+      this.#options.watched.lost(server, error.message, sinceMs)
       return 'lost'
     }
+  }
+
+  /** Now, if there is no connection yet. */
+  #openedMs(server: QueueServer): number {
+    const queue = this.#queues.get(server)
+    return (queue && this.#opened.get(queue)) ?? performance.now()
   }
 
   async #reserve(server: QueueServer, queue: Queue, seconds: number): Promise<Taken | undefined> {
@@ -124,10 +133,11 @@ export class Source {
 
   async #reconnect(server: QueueServer): Promise<Queue> {
     this.#drop(server)
+    const sinceMs = performance.now()
     try {
       return await this.#connect(server)
     } catch (error) {
-      if (error instanceof QueueError) this.#options.watched.lost(server, error.message)
+      if (error instanceof QueueError) this.#options.watched.lost(server, error.message, sinceMs)
       throw error
     }
   }
@@ -135,22 +145,23 @@ export class Source {
   async #connect(server: QueueServer): Promise<Queue> {
     const known = this.#queues.get(server)
     if (known !== undefined) return known
+    const openedMs = performance.now()
     const queue = await openWatching(server, this.#options.tubes)
     if (this.#closing.signal.aborted) {
       queue.close()
       throw new QueueError('closed', `a connection to ${server.name} is not wanted any more`)
     }
     this.#queues.set(server, queue)
-    // One that breaks while nothing is asked of it: its server may be back before it is used again.
-    void queue.closed.then(() => {
-      if (this.#isSpare(server, queue)) this.#queues.delete(server)
-    })
+    this.#opened.set(queue, openedMs)
+    if (this.#options.servers.length > 1) this.#forgetWhenClosed(server, queue)
     return queue
   }
 
-  /** With a single server its loss is told by what fails on it. */
-  #isSpare(server: QueueServer, queue: Queue): boolean {
-    return this.#options.servers.length > 1 && this.#queues.get(server) === queue
+  /** One that breaks while nothing is asked of it: its server may be back before it is used again. */
+  #forgetWhenClosed(server: QueueServer, queue: Queue): void {
+    void queue.closed.then(() => {
+      if (this.#queues.get(server) === queue) this.#queues.delete(server)
+    })
   }
 
   #drop(server: QueueServer): void {

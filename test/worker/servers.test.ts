@@ -84,6 +84,17 @@ test.each([4, 1])('jobs of two servers are all done by %i slots, and a ticket te
   expect(await worker.stop()).toBe(0)
 })
 
+test('--once takes one job from whichever server has one', async () => {
+  const home = await install({ CONCURRENCY: '1' })
+  addRuns(home)
+  const other = await startBroker()
+  onTestFinished(() => other.stop())
+  const uuid = await putOn(other, 'ok')
+  const worker = await home.startWorker(listOf(home.broker, other), ['--once'])
+  expect(await worker.exited).toEqual([0, null])
+  expect(home.result(uuid)).toMatchObject({ result: 2 })
+})
+
 test('slots wait spread over the servers, and none is idle while one server has more jobs than slots there', async () => {
   const home = await install({ CONCURRENCY: '4' })
   addRuns(home)
@@ -250,9 +261,10 @@ test('HUP changes the list: slots move over after the job in hand, which is sett
   // One alone is what one has always been.
   write(home.broker)
   await tell(worker, 'SIGHUP', 'config_read')
-  await untilComplete(home, [await putOn(home.broker, 'ok')])
+  const last = await putOn(home.broker, 'ok')
+  const settled = await worker.waitFor('its end', ({ event, uuid }) => event === 'job_settled' && uuid === last)
+  expect(settled.ticket).toMatch(/^\d+$/)
   expect(await serversOf(worker)).toBeUndefined()
-  expect(eventsOf(worker, 'job_settled').at(-1)?.ticket).toMatch(/^\d+$/)
   await until('nobody waits at the others', async () => (await third.stat('current-waiting')) === 0)
   writeFileSync(file, JSON.stringify({ BEANSTALK_SERVER: ['a', 'embedded'] }))
   expect((await tell(worker, 'SIGHUP', 'config_refused')).problems).toEqual([
