@@ -9,13 +9,14 @@ import { formatBytes, parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
 import { isTubeName } from './queue/queue.ts'
+import { findDouble, makeServers, parseServers } from './queue/servers.ts'
 import { didYouMean } from './report/suggestion.ts'
 import { readSmallFile } from './run/small-file.ts'
 import { MAX_YAML_BYTES, readYaml } from './run/yaml.ts'
 
 export interface Config {
-  /** a host, or `embedded`: the worker is the broker too, for this machine */
-  readonly BEANSTALK_SERVER: string
+  /** `host` or `host:port`, or several, which share the jobs; or `embedded`: the worker is the broker, for this machine */
+  readonly BEANSTALK_SERVER: string | readonly string[]
   readonly BEANSTALK_PORT: number
   /** of the embedded broker: when its journal is synced to the disk, and the largest job that it takes, in bytes */
   readonly BROKER_FSYNC: 'each' | 'interval' | 'never'
@@ -134,7 +135,7 @@ export const SHAREABLE: readonly ConfigKey[] = [
 const MAX_SECONDS = 366 * 24 * 3600
 
 const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
-  BEANSTALK_SERVER: text('a host name or address', (s) => /^[A-Za-z0-9.:_-]+$/.test(s)),
+  BEANSTALK_SERVER: servers(),
   BEANSTALK_PORT: integer('a port', 1, 65535),
   BROKER_FSYNC: word('each', 'interval', 'never'),
   BROKER_MAX_JOB: bytes(64 * 2 ** 20),
@@ -230,9 +231,18 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
     if (checked.success) config[key] = atHome(key, checked.output, folder)
     else problems.push(`${origin}: ${key} must be ${checked.issues[0]?.message}; it is ${shown(key, value)}`)
   }
+  if (problems.length === 0) problems.push(...findServerProblems(config as unknown as Config))
   if (problems.length > 0) throw new ConfigError('bad_value', problems)
   if (config.RESULT_BASEURL === 'auto') config.RESULT_BASEURL = localBaseUrl(config.HTTP_PORT as Config['HTTP_PORT'])
   return freeze(config) as unknown as Config
+}
+
+/** Whether two are one shows only with the port that those without one have. */
+function findServerProblems({ BEANSTALK_SERVER, BEANSTALK_PORT }: Config): string[] {
+  const double = findDouble(makeServers(BEANSTALK_SERVER, BEANSTALK_PORT))
+  if (double === undefined) return []
+  const why = `BEANSTALK_PORT ${BEANSTALK_PORT} holds for each without a port of its own`
+  return [`BEANSTALK_SERVER names ${double.name} twice (${why}); leave one out`]
 }
 
 /** Absolute; the builtin one alone where the configuration is no help. Never throws for what stands there. */
@@ -476,6 +486,21 @@ function bytes(most = Number.MAX_SAFE_INTEGER) {
 
 function word(...words: [string, ...string[]]) {
   return v.picklist(words, `one of ${words.join(', ')}`)
+}
+
+function servers() {
+  return v.pipe(
+    v.unknown(),
+    v.rawTransform<unknown, string | readonly string[]>(({ dataset, addIssue, NEVER }) => {
+      try {
+        return parseServers(dataset.value)
+      } catch (error) {
+        const forms = 'a host, host:port or [IPv6]:port, or a list of these'
+        addIssue({ message: `${forms} (${(error as Error).message})` })
+        return NEVER
+      }
+    }),
+  )
 }
 
 function orWord(name: string, schema: v.GenericSchema<unknown, number>) {

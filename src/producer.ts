@@ -2,7 +2,7 @@
 
 import { randomUUID } from 'node:crypto'
 import { encodePackage, type Header, PackageError, parsePackage, type WorkPackage } from './job/package.ts'
-import { type PutOptions, type Queue, QueueError, type Ticket } from './queue/queue.ts'
+import { type PutOptions, type PutQueue, QueueError, type Ticket } from './queue/queue.ts'
 
 /** Puts under way at once in a batch: beanstalkd is at its limit then (FACTS: 88,000/s against 17,000/s with one). */
 const WINDOW = 256
@@ -74,13 +74,14 @@ export interface Submission {
  * @throws PackageError for a package that workers would refuse
  * @throws QueueError `too_big` before anything is sent
  */
-export async function submit(queue: Queue, workPackage: WorkPackage, options: PutOptions): Promise<Submission> {
+export async function submit(queue: PutQueue, workPackage: WorkPackage, options: PutOptions): Promise<Submission> {
   const body = encodePackage(workPackage)
   checkSize(body.length, queue)
-  return { ticket: await queue.put(body, options), bytes: body.length }
+  const ticket = await queue.put(body, { ...options, key: workPackage.header.uuid })
+  return { ticket, bytes: body.length }
 }
 
-function checkSize(bytes: number, queue: Queue): void {
+function checkSize(bytes: number, queue: PutQueue): void {
   if (bytes <= queue.maxBodyBytes) return
   throw new QueueError(
     'too_big',
@@ -224,8 +225,13 @@ export interface BatchAccount {
   readonly lastLine: number | undefined
   /** why the batch ended before its last line */
   readonly failed: { readonly line: number; readonly kind: BatchFailureKind; readonly message: string } | undefined
-  /** sent and not answered: these may or may not be in the queue */
-  readonly unanswered: { readonly fromLine: number; readonly toLine: number } | undefined
+  /**
+   * Sent and not answered: these may or may not be in the queue. Where several servers were lost, but for `accepted`,
+   * which one of them had answered before.
+   */
+  readonly unanswered:
+    | { readonly fromLine: number; readonly toLine: number; readonly accepted: readonly number[] }
+    | undefined
   /** refused by the broker although lines after them were accepted; below `nextLine` */
   readonly refusedLines: readonly number[]
   /** where to go on */
@@ -234,7 +240,7 @@ export interface BatchAccount {
 
 /** Submits a job for each line, in order, many at once. Stops at the first that fails; it throws nothing. */
 export async function submitBatch(
-  queue: Queue,
+  queue: PutQueue,
   lines: AsyncIterable<string>,
   options: BatchOptions,
 ): Promise<BatchAccount> {
@@ -263,7 +269,7 @@ export async function submitBatch(
 class Batch {
   /** lines taken so far */
   line = 0
-  readonly #queue: Queue
+  readonly #queue: PutQueue
   readonly #options: BatchOptions
   readonly #underWay = new Set<number>()
   #bytesUnderWay = 0
@@ -271,10 +277,11 @@ class Batch {
   #acceptedCount = 0
   #refused: number[] = []
   #unanswered: number[] = []
+  #acceptedAfterLoss: number[] = []
   #failed: BatchAccount['failed']
   #wake: (() => void) | undefined
 
-  constructor(queue: Queue, options: BatchOptions) {
+  constructor(queue: PutQueue, options: BatchOptions) {
     this.#queue = queue
     this.#options = options
   }
@@ -337,11 +344,12 @@ class Batch {
       this.#bytesUnderWay -= bytes.length
       this.#wake?.()
     }
-    this.#queue.put(bytes, this.#options.put).then(
+    this.#queue.put(bytes, { ...this.#options.put, key: uuid }).then(
       (ticket) => {
         this.#acceptedCount++
         if (this.#accepted.length > 1) this.#accepted.pop()
         this.#accepted.push(line)
+        if (this.#unanswered.length > 0) this.#acceptedAfterLoss.push(line)
         done()
         this.#options.onAccepted?.({ line, uuid, type, ticket, bytes: bytes.length })
       },
@@ -358,6 +366,10 @@ class Batch {
     const firstLine = this.#accepted[0]
     const lastLine = this.#accepted.at(-1)
     const [fromLine, toLine] = [this.#unanswered[0], this.#unanswered.at(-1)]
+    const unanswered =
+      fromLine === undefined || toLine === undefined
+        ? undefined
+        : { fromLine, toLine, accepted: this.#acceptedAfterLoss.filter((line) => line < toLine) }
     const behindSent = Math.max(lastLine ?? 0, toLine ?? 0) + 1
     const nextLine = this.#failed === undefined ? this.line + 1 : Math.max(this.#failed.line, behindSent)
     return {
@@ -365,7 +377,7 @@ class Batch {
       firstLine,
       lastLine,
       failed: this.#failed,
-      unanswered: fromLine === undefined || toLine === undefined ? undefined : { fromLine, toLine },
+      unanswered,
       refusedLines: this.#refused.filter((line) => line < nextLine),
       nextLine,
     }

@@ -69,6 +69,28 @@ test('durations, sizes, lists, words and folders are read as people write them',
   expect(config.ALGORITHM_DIRS).toEqual([join(dir, 'mine'), resolve(import.meta.dirname, '..', 'algorithms')])
 })
 
+test('several servers are a YAML list, or text with commas or blanks; one is the text that it always was', async () => {
+  const serversIn = async (yaml: string, env = {}) => (await loadConfig({ file: rc(yaml), env })).BEANSTALK_SERVER
+  expect(await serversIn('BEANSTALK_SERVER: [a, b:11301, "[::1]:5"]\n')).toEqual(['a', 'b:11301', '[::1]:5'])
+  expect(await serversIn('BEANSTALK_SERVER: a, b\n')).toEqual(['a', 'b'])
+  expect(await serversIn('BEANSTALK_SERVER: a\n', { BEANSTALK_SERVER: 'b c:1' })).toEqual(['b', 'c:1'])
+  expect(await serversIn('BEANSTALK_SERVER: [a]\n')).toBe('a')
+  expect(await serversIn('BEANSTALK_SERVER: a:11301\n')).toBe('a:11301')
+  const config = await loadConfig({ env: { BEANSTALK_SERVER: 'a,b' } })
+  expect(Object.isFrozen(config.BEANSTALK_SERVER)).toBe(true)
+  expect(describeConfig(config)).toContain('BEANSTALK_SERVER: ["a","b"]\n')
+})
+
+test.each([
+  ['[a, "a:11300"]', /^BEANSTALK_SERVER names a:11300 twice \(BEANSTALK_PORT 11300 holds .*\); leave one out$/],
+  ['[a, embedded]', /BEANSTALK_SERVER must be a host, host:port .*\(embedded .* goes with no other\); it is "a", "emb/],
+  ['"a:x, b"', /\("a:x" has no port from 1 to 65535 behind its colon\); it is "a:x, b"$/],
+  ['{a: 1}', /\(it is neither a text nor a list\); it is an object$/],
+])('servers %s are refused', async (yaml, message) => {
+  const { problems } = await problemsOf(rc(`BEANSTALK_SERVER: ${yaml}\n`))
+  expect(problems).toEqual([expect.stringMatching(message)])
+})
+
 test('the address of the results follows the port when nobody names one', async () => {
   expect((await loadConfig({ env: { HTTP_PORT: '8080' } })).RESULT_BASEURL).toBe('http://localhost:8080')
 })

@@ -13,7 +13,7 @@ import {
   splitLines,
   submitBatch,
 } from '../producer.ts'
-import type { PutOptions, Queue } from '../queue/queue.ts'
+import type { PutOptions, PutQueue } from '../queue/queue.ts'
 import { complain, EXIT, endWithError, outputDrained, writeOut } from './exit.ts'
 import { quote } from './invocation.ts'
 
@@ -64,7 +64,7 @@ export async function openBatchSource(source: string): Promise<BatchSource> {
 }
 
 /** @returns the exit code */
-export async function runBatch(queue: Queue, source: BatchSource, order: BatchOrder): Promise<number> {
+export async function runBatch(queue: PutQueue, source: BatchSource, order: BatchOrder): Promise<number> {
   const progress = new Progress(source.bytes)
   const interrupt = new AbortController()
   // A second Ctrl-C ends the program in the usual way.
@@ -119,12 +119,17 @@ function makeJsonAccount(account: BatchAccount, seconds: number, rate: number): 
     first_line: firstLine ?? null,
     last_line: lastLine ?? null,
     failed: failed === undefined ? null : { line: failed.line, message: failed.message },
-    unanswered: unanswered === undefined ? null : { from_line: unanswered.fromLine, to_line: unanswered.toLine },
+    unanswered: unanswered === undefined ? null : makeJsonUnanswered(unanswered),
     refused_lines: refusedLines,
     next_line: nextLine,
     seconds: Math.round(seconds * 1000) / 1000,
     jobs_per_second: rate,
   }
+}
+
+function makeJsonUnanswered({ fromLine, toLine, accepted }: NonNullable<BatchAccount['unanswered']>): object {
+  const except = accepted.length === 0 ? {} : { accepted_lines: accepted }
+  return { from_line: fromLine, to_line: toLine, ...except }
 }
 
 function describeCount({ accepted, firstLine, lastLine }: BatchAccount): string {
@@ -138,9 +143,10 @@ function describeFailure(account: BatchAccount, order: BatchOrder): string {
   const name = order.source === '-' ? 'stdin' : basename(order.source)
   const lines = [`${name}, line ${failed?.line}: ${failed?.message}`, describeCount(account)]
   if (unanswered !== undefined) {
-    const { fromLine, toLine } = unanswered
+    const { fromLine, toLine, accepted } = unanswered
+    const except = accepted.length === 0 ? '' : ` (but for ${accepted.join(', ')}, which are accepted)`
     lines.push(
-      `lines ${fromLine} to ${toLine} were sent and not answered: they may or may not be in the queue`,
+      `lines ${fromLine} to ${toLine} were sent and not answered${except}: they may or may not be in the queue`,
       `to send them again (a job without a uuid of its own may then run twice): ${continuation(fromLine, order)}`,
       `to go on after them: ${continuation(nextLine, order)}`,
     )

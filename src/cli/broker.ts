@@ -1,30 +1,35 @@
 /** The broker as our programs name it. */
 
 import type { Config } from '../config.ts'
+import { EMBEDDED, makeServers, type Server } from '../queue/servers.ts'
 
-/** The value of BEANSTALK_SERVER with which the worker is the broker too. */
-const EMBEDDED = 'embedded'
 /** Whoever embeds a broker means this machine alone. */
 export const EMBEDDED_HOST = '127.0.0.1'
+
+type Where = Pick<Config, 'BEANSTALK_SERVER' | 'BEANSTALK_PORT'>
 
 export function isEmbedded({ BEANSTALK_SERVER }: Pick<Config, 'BEANSTALK_SERVER'>): boolean {
   return BEANSTALK_SERVER === EMBEDDED
 }
 
-export function brokerUrl(config: Config): string {
-  return `beanstalk://${brokerAddress(config)}`
+/** One, as a rule; several share the jobs. */
+export function serversOf(config: Where): readonly [Server, ...Server[]] {
+  const named = isEmbedded(config) ? EMBEDDED_HOST : config.BEANSTALK_SERVER
+  return makeServers(named, config.BEANSTALK_PORT) as readonly [Server, ...Server[]]
 }
 
-/** `host:port` */
-export function brokerAddress(config: Config): string {
-  const { BEANSTALK_SERVER, BEANSTALK_PORT: port } = config
-  const host = isEmbedded(config) ? EMBEDDED_HOST : BEANSTALK_SERVER
-  return `${host.includes(':') ? `[${host}]` : host}:${port}`
+/** `host:port`; of several with commas between. */
+export function brokerAddress(config: Where): string {
+  return serversOf(config)
+    .map(({ name }) => name)
+    .join(', ')
 }
 
 /** The driver's words for a broker that cannot be reached, and the next step. */
-export function brokerAdvice(config: Config, error: Error): string {
+export function brokerAdvice(config: Where, error: Error, server?: Server): string {
   if (isEmbedded(config)) return `${error.message}: start a worker with this BEANSTALK_PORT, which is the broker too`
-  const start = `beanstalkd -l 127.0.0.1 -p ${config.BEANSTALK_PORT}`
+  const [first, ...others] = serversOf(config)
+  if (others.length > 0 && server === undefined) return `${error.message}: start one of them, or set BEANSTALK_SERVER`
+  const start = `beanstalkd -l 127.0.0.1 -p ${(server ?? first).port}`
   return `${error.message}: start it with "${start}", or set BEANSTALK_SERVER and BEANSTALK_PORT`
 }

@@ -64,7 +64,7 @@ async function checkAll(flags: Flags): Promise<readonly Finding[]> {
   const groups = await checkGroups()
   const [results, broker, algorithms, s3, http, tools] = await Promise.all([
     guarded('results', EXIT.cantCreate, config.RESULT_BASEDIR, checkResultFolder(config)),
-    guarded('broker', EXIT.unavailable, 'the broker', checkBroker(config)),
+    checkBroker(config),
     guarded('algorithms', EXIT.config, 'the folders of ALGORITHM_DIRS', checkCatalogue(config, groups.controllers)),
     withinTime(checkS3(config), () => lateS3(lateMessage('S3'))),
     guarded('http', EXIT.unavailable, `the port ${config.HTTP_PORT}`, checkHttp(config)),

@@ -13,7 +13,7 @@ import { BrokerError } from '../broker/broker-error.ts'
 import type { Config } from '../config.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
-import { brokerAddress, brokerUrl, EMBEDDED_HOST } from './broker.ts'
+import { brokerAddress, EMBEDDED_HOST, serversOf } from './broker.ts'
 import { EXIT } from './exit.ts'
 
 export interface EmbeddedBroker {
@@ -150,7 +150,7 @@ class Keeper implements EmbeddedBroker {
 
   async #answers(): Promise<boolean> {
     try {
-      const queue = await openQueue(brokerUrl(this.#config))
+      const queue = await openQueue(serversOf(this.#config)[0].url)
       queue.close()
       return true
     } catch (error) {

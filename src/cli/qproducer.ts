@@ -5,9 +5,9 @@ import type { Config, ConfigKey } from '../config.ts'
 import { parseDuration } from '../job/duration.ts'
 import { describe, encodePackage, PackageError, type WorkPackage } from '../job/package.ts'
 import { makePackage, payloadFromText, submit } from '../producer.ts'
-import { isTubeName, openQueue, type PutOptions, type Queue, QueueError, type Ticket } from '../queue/queue.ts'
+import { isTubeName, openQueue, type PutOptions, type PutQueue, QueueError, type Ticket } from '../queue/queue.ts'
 import { didYouMean } from '../report/suggestion.ts'
-import { brokerAdvice, brokerUrl } from './broker.ts'
+import { brokerAddress, brokerAdvice, isEmbedded, serversOf } from './broker.ts'
 import { decideColors } from './color.ts'
 import { parseCommandLine, refuse } from './command.ts'
 import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
@@ -186,9 +186,23 @@ function decode(bytes: Buffer, name: string): string {
   }
 }
 
-async function connect(config: Config): Promise<Queue> {
+/**
+ * @param key the uuid of the one job that is to be put; undefined for many jobs
+ * @throws QueueError
+ */
+async function openPutQueue(config: Config, key: string | undefined): Promise<PutQueue> {
+  const [server, ...others] = serversOf(config)
+  if (others.length === 0) return openQueue(server.url)
+  const { makeSpread } = await import('../queue/spread.ts')
+  const tell = (message: string) => complain(PROGRAM, message, 'caution')
+  const spread = makeSpread({ servers: [server, ...others], tell })
+  await spread.open(key)
+  return spread
+}
+
+async function connect(config: Config, key?: string): Promise<PutQueue> {
   try {
-    return await openQueue(brokerUrl(config))
+    return await openPutQueue(config, key)
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
     return endWithError(PROGRAM, EXIT.unavailable, brokerAdvice(config, error))
@@ -209,7 +223,8 @@ async function main(argv: readonly string[]): Promise<number> {
     ttrSeconds: config.TTR,
   }
   await hintAtAlgorithm(flags)
-  const connecting = `Starting producer, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
+  const address = isEmbedded(config) ? `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}` : brokerAddress(config)
+  const connecting = `Starting producer, connecting to ${address}`
   if (flags.batch !== undefined) {
     const { openBatchSource, runBatch } = await import('./batch.ts')
     const source = await openBatchSource(flags.batch)
@@ -230,7 +245,7 @@ async function main(argv: readonly string[]): Promise<number> {
     payloadJson: await readPayload(flags.payload),
   })
   if (flags.verbose) say(connecting)
-  const queue = await connect(config)
+  const queue = await connect(config, workPackage.header.uuid)
   const { ticket, bytes } = await submit(queue, workPackage, put)
   const accepted = { workPackage, put, ticket, bytes, url: `${config.RESULT_BASEURL}/${workPackage.header.uuid}` }
   if (!flags.json || flags.verbose) {
@@ -278,20 +293,24 @@ function describeAccepted({ workPackage, put, ticket, bytes, url }: Accepted): R
 
 async function follow(
   accepted: Accepted,
-  first: Queue,
+  first: PutQueue,
   config: Config,
   timeoutSeconds: number | undefined,
   json: boolean,
 ): Promise<number> {
   const { describeEnd, waitForEnd } = await import('./wait.ts')
+  const { uuid } = accepted.workPackage.header
+  const [server, ...others] = serversOf(config)
   let queue = first
   const ticketState = async () => {
     try {
       return await queue.ticketState(accepted.ticket)
     } catch {
-      // The broker was restarted, perhaps: once more on a new connection.
-      queue.close()
-      queue = await openQueue(brokerUrl(config))
+      // The broker was restarted, perhaps: once more on a new connection. Those to several servers are renewed as needed.
+      if (others.length === 0) {
+        queue.close()
+        queue = await openQueue(server.url)
+      }
       return queue.ticketState(accepted.ticket)
     }
   }
@@ -301,7 +320,7 @@ async function follow(
   const onTerminal = process.stderr.isTTY === true
   const clear = () => onTerminal && process.stderr.write('\r\x1b[2K')
   const end = await waitForEnd({
-    uuid: accepted.workPackage.header.uuid,
+    uuid,
     url: accepted.url,
     ticketState,
     timeoutSeconds,

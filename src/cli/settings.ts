@@ -14,12 +14,15 @@ import {
   WORKER_KEYS,
 } from '../config.ts'
 import { openQueue } from '../queue/queue.ts'
+import type { Server } from '../queue/servers.ts'
+import { openNamed } from '../queue/spread.ts'
 import type { Bus } from '../report/events.ts'
 import { type Algorithm, type Catalogue, findAlgorithms } from '../run/algorithm.ts'
 import type { S3Options } from '../store/store.ts'
 import { sqliteUrl } from '../tracker/tracker.ts'
+import type { QueueServer } from '../worker/servers.ts'
 import type { Worker, WorkerSettings } from '../worker/worker.ts'
-import { brokerUrl, isEmbedded } from './broker.ts'
+import { isEmbedded, serversOf } from './broker.ts'
 import type { ColorWhen } from './color.ts'
 import { checkAlgorithms } from './startup.ts'
 
@@ -72,7 +75,7 @@ export function makeSettings(config: Config, flags: WorkerFlags, catalogue: Cata
   const isServed = config.HTTP_PORT !== 'off' || config.RESULT_BASEURL !== LOCAL_BASEURL
   return {
     slots: flags.once ? 1 : slotsOf(config),
-    openQueue: () => openQueue(brokerUrl(config)),
+    servers: queueServersOf(config),
     tubes: config.TUBES,
     graceSeconds: config.GRACE_TIME,
     drainSeconds: config.DRAIN_TIME,
@@ -85,6 +88,13 @@ export function makeSettings(config: Config, flags: WorkerFlags, catalogue: Cata
     settingsFor: (algorithm) => settingsFor(config, algorithm),
     urlOf: (uuid) => (isServed ? `${config.RESULT_BASEURL}/${uuid}` : directoryOf(config, uuid)),
   }
+}
+
+/** Where there are several, a ticket names its server too: each numbers its jobs for itself. */
+function queueServersOf(config: Config): readonly QueueServer[] {
+  const servers = serversOf(config)
+  const open = servers.length === 1 ? (server: Server) => openQueue(server.url) : openNamed
+  return servers.map((server) => ({ name: server.name, open: () => open(server) }))
 }
 
 export function slotsOf({ CONCURRENCY }: Config): number {

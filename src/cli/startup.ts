@@ -8,11 +8,12 @@ import { isFolderLocked } from '../broker/lock.ts'
 import type { Config } from '../config.ts'
 import type { Stores } from '../publish.ts'
 import { openQueue, QueueError } from '../queue/queue.ts'
+import type { Server } from '../queue/servers.ts'
 import type { Catalogue } from '../run/algorithm.ts'
 import { findDescriptorShortage } from '../run/kill.ts'
 import { hasProc } from '../run/look.ts'
 import type { Tracker } from '../tracker/tracker.ts'
-import { brokerAdvice, brokerUrl, isEmbedded } from './broker.ts'
+import { brokerAdvice, isEmbedded, serversOf } from './broker.ts'
 import { journalFolder } from './embedded.ts'
 import { EXIT } from './exit.ts'
 
@@ -66,19 +67,26 @@ function asOutages(lines: readonly string[]): Problem[] {
   return lines.map((message) => ({ exitCode: EXIT.unavailable, message, isOutage: true }))
 }
 
+/** Of several servers one is enough to start with: the worker looks for the others, and tells so. */
 async function checkBroker(config: Config): Promise<Problem[]> {
+  const found = await Promise.all(serversOf(config).map((server) => checkServer(config, server)))
+  const problems = found.filter((problem) => problem !== undefined)
+  return problems.length < found.length ? [] : problems
+}
+
+async function checkServer(config: Config, server: Server): Promise<Problem | undefined> {
   try {
-    const queue = await openQueue(brokerUrl(config))
+    const queue = await openQueue(server.url)
     queue.close()
-    return []
+    return undefined
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
     // Nothing is there, or one that reads its journal yet: it is started, or waited for, when all else is in order.
-    if (isEmbedded(config) && (isRefused(error) || (await isBeingStarted(config)))) return []
+    if (isEmbedded(config) && (isRefused(error) || (await isBeingStarted(config)))) return undefined
     const message = isEmbedded(config)
       ? `${error.message}: the broker of this worker cannot listen there; set BEANSTALK_PORT to a free port`
-      : `${brokerAdvice(config, error)}; with --embedded the worker is the broker too`
-    return [{ exitCode: EXIT.unavailable, message }]
+      : `${brokerAdvice(config, error, server)}; with --embedded the worker is the broker too`
+    return { exitCode: EXIT.unavailable, message }
   }
 }
 
@@ -147,29 +155,36 @@ export async function checkProcessTools(): Promise<Problem[]> {
 /** What the process itself holds open, and what a slot may at once: its broker, streams, files that it publishes. */
 const OWN_FILES = 64
 const FILES_PER_SLOT = 24
+const FILES_PER_FURTHER_SERVER = 1
 /** A client of HTTP may have a connection and a file that is sent. */
 const FILES_PER_CLIENT = 2
 const MIN_CLIENTS = 8
 
 /** What it takes to run these slots and to answer a few clients. */
-export function filesNeeded(slots: number): number {
-  return OWN_FILES + slots * FILES_PER_SLOT + MIN_CLIENTS * FILES_PER_CLIENT
+export function filesNeeded(slots: number, servers: number): number {
+  return OWN_FILES + filesOfSlots(slots, servers) + MIN_CLIENTS * FILES_PER_CLIENT
+}
+
+function filesOfSlots(slots: number, servers: number): number {
+  return slots * (FILES_PER_SLOT + (servers - 1) * FILES_PER_FURTHER_SERVER)
 }
 
 /**
  * How many clients at a time leave the jobs their share of the files that this process may have open. HTTP and the
  * embedded broker get half of what is left each, where the process is both.
  * @param limits text of /proc/self/limits; undefined where there is none
+ * @param servers that each slot has a connection to
  * @returns undefined when nothing is known
  */
 export function shareFiles(
   slots: number,
   role: 'http' | 'broker' | 'both',
   limits = readLimits(),
+  servers = 1,
 ): { http: number | undefined; broker: number | undefined } {
   const files = readLimit('open files', limits)
   if (files === undefined || files === Number.POSITIVE_INFINITY) return { http: undefined, broker: undefined }
-  const left = (files - OWN_FILES - slots * FILES_PER_SLOT) / (role === 'both' ? 2 : 1)
+  const left = (files - OWN_FILES - filesOfSlots(slots, servers)) / (role === 'both' ? 2 : 1)
   return {
     http: Math.max(MIN_CLIENTS, Math.floor(left / FILES_PER_CLIENT)),
     broker: Math.max(MIN_CLIENTS + slots, Math.floor(left)),

@@ -17,7 +17,7 @@ import type { World } from '../sailor/torture/rig.ts'
 import { makeProgressLine, makeVerdictText } from '../sailor/torture/text.ts'
 import { type TortureEnd, type TortureOptions, torture } from '../sailor/torture/torture.ts'
 import { isSeed } from '../sailor/voyage.ts'
-import { EMBEDDED_HOST, isEmbedded } from './broker.ts'
+import { serversOf } from './broker.ts'
 import { makeCommand, parseCommandLine } from './command.ts'
 import { complain, EXIT, endWithError, writeOut } from './exit.ts'
 import { s3OptionsOf } from './settings.ts'
@@ -108,6 +108,11 @@ export async function run(args: readonly string[]): Promise<number> {
   if (!flags.private && flags.config === undefined)
     return refuse(EXIT.usage, 'name a deployment with -c FILE, or give --private')
   const config = await readConfig(flags)
+  const servers = serversOf(config)
+  if (!flags.private && servers.length > 1) {
+    const remedy = `choose one of them, as in BEANSTALK_SERVER=${servers[0].name} ${NAME} ...`
+    return refuse(EXIT.usage, `it tortures one broker, and BEANSTALK_SERVER names ${servers.length}; ${remedy}`)
+  }
   const seed = flags.seed ?? randomInt(2 ** 32)
   const interruption = listenForInterruption()
   const end = await torture(makeOptions(flags, config, seed, interruption.signal))
@@ -147,10 +152,11 @@ function settingsOf(config: Config): Record<string, unknown> {
 }
 
 function worldOf(config: Config): World {
+  const [{ host, port }] = serversOf(config)
   return {
     kind: 'deployment',
-    brokerHost: isEmbedded(config) ? EMBEDDED_HOST : config.BEANSTALK_SERVER,
-    brokerPort: config.BEANSTALK_PORT,
+    brokerHost: host,
+    brokerPort: port,
     resultBaseDir: config.RESULT_BASEDIR,
     s3: s3OptionsOf(config),
   }

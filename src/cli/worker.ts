@@ -132,7 +132,8 @@ async function serve(config: Config, flags: WorkerFlags, parts: Parts): Promise<
   // The HTTP server comes first: once a job is taken, its status can be asked for.
   let worker: Worker | undefined
   const settings = makeSettings(config, flags, catalogue)
-  const server = await startHttp(config, parts, shareFiles(settings.slots, roleOf(config)).http, () => worker)
+  const files = shareFiles(settings.slots, roleOf(config), undefined, settings.servers.length)
+  const server = await startHttp(config, parts, files.http, () => worker)
   const onProblem = (problem: string) => bus.emit({ event: 'worker_problem', problem })
   const notifier = openNotifier({ service: serviceEnvironment(), onProblem })
   const workBase = workBaseOf(config)

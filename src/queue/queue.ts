@@ -1,6 +1,6 @@
 /** Where jobs wait: the contract that every queue driver fulfils. All times are seconds. */
 
-/** The broker's number for a job. */
+/** The broker's number for a job; where several servers are in use, with its server: `5@host:port`. */
 export type Ticket = string
 
 export interface PutOptions {
@@ -10,6 +10,8 @@ export interface PutOptions {
   readonly delaySeconds: number
   /** at least 1 */
   readonly ttrSeconds: number
+  /** the uuid of the job, by which one of several servers is chosen */
+  readonly key?: string
 }
 
 /** A work package held by one slot until it is settled. Every method throws QueueError. */
@@ -31,6 +33,9 @@ export interface Reservation {
   release(options: { priority: number; delaySeconds: number }): Promise<void>
   bury(priority: number): Promise<void>
 }
+
+/** What a producer needs of a queue. */
+export type PutQueue = Pick<Queue, 'maxBodyBytes' | 'put' | 'ticketState' | 'close'>
 
 /** What the broker knows of one ticket. */
 export type TicketState = 'ready' | 'delayed' | 'reserved' | 'buried' | 'gone'

@@ -71,6 +71,9 @@ export type WorkerEvent =
   | { readonly event: 'broker_found'; readonly broker: string }
   | { readonly event: 'broker_lost'; readonly slot: number; readonly error: string }
   | { readonly event: 'broker_back'; readonly slot: number }
+  /** the same for all slots at once: of several servers this one */
+  | { readonly event: 'broker_lost'; readonly server: string; readonly error: string }
+  | { readonly event: 'broker_back'; readonly server: string; readonly seconds: number }
   /** the connection broke while its job is in hand; it is being taken back */
   | (Subject & { readonly event: 'reservation_broken'; readonly error: string })
   | (Subject & { readonly event: 'reservation_regained'; readonly seconds: number })

@@ -196,8 +196,10 @@ function brokerLine(event: BrokerEvent): string {
     case 'broker_found':
       return `a broker answers at ${event.broker} already; this worker becomes the broker when that one ends`
     case 'broker_lost':
+      if ('server' in event) return `${event.error}; trying again, and taking the jobs of the other servers meanwhile`
       return `slot ${event.slot}: ${event.error}; trying again`
     case 'broker_back':
+      if ('server' in event) return `server ${event.server} is back after ${event.seconds} s`
       return `slot ${event.slot}: connected to the broker again`
   }
 }

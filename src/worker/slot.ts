@@ -2,7 +2,7 @@
  * One seat of a worker: connect -> reserve -> attend to the job -> reserve ...
  *
  * The races that matter here:
- * - While `reserve` waits its connection does nothing else, so each slot has one of its own.
+ * - While `reserve` waits its connection does nothing else, so each slot has one of its own (to each server: source.ts).
  * - Draining (or going quiet) while `reserve` waits: the connection is closed, and a job that was on its way falls back
  *   to its tube.
  * - Draining between `reserve` and the job: it is released untouched.
@@ -11,15 +11,14 @@
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
+import { type Queue, QueueError } from '../queue/queue.ts'
 import { type Launcher, openLauncher } from '../run/launcher.ts'
 import type { RunEnd } from '../run/run.ts'
 import { attendJob, type Doing } from './attend.ts'
 import { type Hold, startHold } from './hold.ts'
+import { Source, type Taken } from './source.ts'
 import type { SlotContext } from './worker.ts'
 
-/** Each return shows that the broker is alive: a dead peer is noticed within this and the time that a reply may take. */
-const RESERVE_SECONDS = 15
 const RECONNECT_MIN_MS = 100
 const RECONNECT_MAX_MS = 10_000
 /** After a fault of this machine, before the next job is taken. */
@@ -37,11 +36,9 @@ export class Slot {
   lastSeen = performance.now()
   #state: SlotState = 'connecting'
   readonly #context: SlotContext
+  #source: Source | undefined
+  /** of the job in hand */
   #queue: Queue | undefined
-  /** what was asked for before the job in hand was settled, and where */
-  #ahead: { readonly queue: Queue; readonly reserved: Promise<Reservation | undefined> } | undefined
-  /** to where the job in hand is from, whatever a reload names since */
-  #openQueue: () => Promise<Queue>
   #draining = false
   #interrupted = false
   #failures = 0
@@ -57,7 +54,6 @@ export class Slot {
     this.#context = context
     this.number = number
     this.#launcher = openLauncher(context.workerId)
-    this.#openQueue = () => openWatching(context)
     this.done = this.#loop()
   }
 
@@ -86,9 +82,12 @@ export class Slot {
 
   /** Comes back from where it waits for a job, and connects anew with what is configured then. */
   leave(): void {
-    if (this.#state === 'busy') return
-    this.#queue?.close()
-    this.#queue = undefined
+    if (this.#state !== 'busy') this.#closeSource()
+  }
+
+  #closeSource(): void {
+    this.#source?.close()
+    this.#source = undefined
   }
 
   async #loop(): Promise<void> {
@@ -102,19 +101,18 @@ export class Slot {
           continue
         }
         if (this.#isOutdated) this.leave()
-        this.#queue ??= await this.#connect()
-        this.#state = 'idle'
-        const reservation = await this.#reserve(this.#queue)
-        if (reservation === undefined) continue
+        this.#source ??= this.#makeSource()
+        const taken = await this.#source.take()
+        if (taken === undefined) continue
         this.#state = 'busy'
-        await this.#handle(reservation)
+        await this.#handle(taken)
         this.#state = 'idle'
         if (this.#context.once) this.#draining = true
       } catch (error) {
         await this.#recover(error)
       }
     }
-    this.#queue?.close()
+    this.#closeSource()
     this.#launcher.close()
     this.#state = 'ended'
   }
@@ -123,33 +121,27 @@ export class Slot {
     return this.#generation !== this.#context.generation
   }
 
-  async #reserve(queue: Queue): Promise<Reservation | undefined> {
-    const ahead = this.#ahead
-    this.#ahead = undefined
-    if (ahead?.queue === queue) return ahead.reserved
-    // All of these may have come while it connected.
-    if (!this.#isReady) return undefined
-    return queue.reserve(RESERVE_SECONDS)
-  }
-
-  get #isReady(): boolean {
-    return !this.#draining && this.#context.gate.isOpen && !this.#isOutdated
-  }
-
-  /** Asks for the next job while the deletion of the one in hand is on its way: one trip to the broker in place of two. */
-  #reserveAhead(): void {
-    const queue = this.#queue
-    if (queue === undefined || !this.#isReady || this.#context.once) return
-    const reserved = queue.reserve(RESERVE_SECONDS)
-    // Where the connection breaks it belongs to, nobody asks for it any more.
-    reserved.catch(() => undefined)
-    this.#ahead = { queue, reserved }
+  #makeSource(): Source {
+    const { servers, tubes, watched, generation, gate, seatOf } = this.#context
+    this.#generation = generation
+    return new Source({
+      ...{ servers, tubes, watched },
+      seat: () => seatOf(this.number),
+      mayTake: () => !this.#draining && gate.isOpen && !this.#isOutdated,
+      onConnecting: () => {
+        this.#state = 'connecting'
+      },
+      onConnected: () => {
+        this.#state = 'idle'
+        if (this.#failures > 0) this.#context.bus.emit({ event: 'broker_back', slot: this.number })
+        this.#failures = 0
+      },
+    })
   }
 
   async #standBy(): Promise<void> {
     this.#state = 'waiting'
-    this.#queue?.close()
-    this.#queue = undefined
+    this.#closeSource()
     await this.#context.gate.wait(GATE_MS, this.#wake.signal)
   }
 
@@ -158,21 +150,9 @@ export class Slot {
     this.#context.onAlive()
   }
 
-  async #connect(): Promise<Queue> {
-    this.#state = 'connecting'
-    const { openQueue, tubes, generation } = this.#context
-    this.#generation = generation
-    this.#openQueue = () => openWatching({ openQueue, tubes })
-    const queue = await this.#openQueue()
-    if (this.#failures > 0) this.#context.bus.emit({ event: 'broker_back', slot: this.number })
-    this.#failures = 0
-    return queue
-  }
-
   async #recover(error: unknown): Promise<void> {
     const isAsked = error instanceof QueueError && error.code === 'closed'
-    this.#queue?.close()
-    this.#queue = undefined
+    this.#closeSource()
     if (!(error instanceof QueueError)) {
       const message = error instanceof Error ? error.message : String(error)
       this.#context.bus.emit({
@@ -197,20 +177,21 @@ export class Slot {
     await sleep(ms, undefined, { signal: this.#wake.signal }).catch(() => undefined)
   }
 
-  async #handle(reservation: Reservation): Promise<void> {
+  async #handle(taken: Taken): Promise<void> {
+    const { reservation, queue } = taken
     if (this.#draining || !this.#context.gate.isOpen)
       return reservation.release({ priority: reservation.priority, delaySeconds: 0 })
     const run = new AbortController()
     this.#run = run
-    const hold = this.#startHold(reservation, run)
+    const hold = this.#startHold(taken, run)
     this.#hold = hold
-    if (this.#queue !== undefined) this.#watchConnection(this.#queue)
+    this.#watchConnection(queue)
     if (this.#interrupted) this.interrupt()
     const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
     this.#doing = doing
     try {
       const hand = { context: this.#context, slot: this.number, reservation, hold, doing, launcher: this.#launcher }
-      const onDeleting = () => this.#reserveAhead()
+      const onDeleting = () => this.#askAhead()
       const faulty = await attendJob({ ...hand, signal: run.signal, reservedAt: performance.now(), onDeleting })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)
     } finally {
@@ -219,24 +200,27 @@ export class Slot {
     }
   }
 
+  #askAhead(): void {
+    if (!this.#context.once) this.#source?.askAhead()
+  }
+
   /** Of the job in hand: every moment counts in which the broker may give it to another. */
   #watchConnection(queue: Queue): void {
+    this.#queue = queue
     const hold = this.#hold
     void queue.closed.then(() => {
       if (this.#queue === queue && this.#hold === hold) hold?.onClosed()
     })
   }
 
-  #startHold(reservation: Reservation, run: AbortController): Hold {
+  #startHold({ reservation, reconnect }: Taken, run: AbortController): Hold {
     const { bus } = this.#context
     const subject = { slot: this.number, ticket: reservation.ticket }
     return startHold({
       reservation,
       reconnect: async () => {
-        this.#queue?.close()
         this.#queue = undefined
-        const queue = await this.#openQueue()
-        this.#queue = queue
+        const queue = await reconnect()
         this.#watchConnection(queue)
         return queue
       },
@@ -248,16 +232,5 @@ export class Slot {
       onRegained: (seconds) => bus.emit({ event: 'reservation_regained', ...subject, seconds }),
       onTouched: () => this.#showLife(),
     })
-  }
-}
-
-async function openWatching({ openQueue, tubes }: Pick<SlotContext, 'openQueue' | 'tubes'>): Promise<Queue> {
-  const queue = await openQueue()
-  try {
-    await queue.watch(tubes)
-    return queue
-  } catch (error) {
-    queue.close()
-    throw error
   }
 }

@@ -4,7 +4,6 @@ import type { RetryRules, Settlement } from '../job/outcome.ts'
 import type { StatusDocument } from '../job/result.ts'
 import type { OutboxCarrier } from '../outbox.ts'
 import type { Stores } from '../publish.ts'
-import type { Queue } from '../queue/queue.ts'
 import type { Bus } from '../report/events.ts'
 import { didYouMean } from '../report/suggestion.ts'
 import type { Algorithm, Catalogue } from '../run/algorithm.ts'
@@ -13,12 +12,14 @@ import { Spares } from '../run/workdir.ts'
 import type { Tracker } from '../tracker/tracker.ts'
 import { type Gate, makeGate } from './gate.ts'
 import type { Recovery } from './recovery.ts'
+import { type QueueServer, type Servers, watchServers } from './servers.ts'
 import { Slot } from './slot.ts'
 
 /** What a reload may change while jobs run; it holds from the next job on. */
 export interface WorkerSettings {
   readonly slots: number
-  readonly openQueue: () => Promise<Queue>
+  /** that jobs are taken from; one, as a rule */
+  readonly servers: readonly QueueServer[]
   readonly tubes: readonly string[]
   readonly graceSeconds: number
   readonly drainSeconds: number
@@ -66,6 +67,9 @@ export interface SlotContext extends Omit<WorkerOptions, 'catalogue' | 'slots' |
   readonly catalogue: () => Catalogue
   readonly unknownType: (type: string) => string
   readonly gate: Gate
+  readonly watched: Servers
+  /** the place of a slot among all that there are */
+  readonly seatOf: (slot: number) => { readonly index: number; readonly count: number }
   /** grows with each reload: an older connection may go to another broker, or watch other tubes */
   readonly generation: number
   /** emptied directories of ended runs, for later ones */
@@ -125,6 +129,7 @@ class RunningWorker implements Worker {
   readonly #settled = { delete: 0, release: 0, bury: 0, none: 0 }
   readonly #gate: Gate
   readonly #spares: Spares
+  readonly #watched: Servers
   #slots: Slot[] = []
   #lastNumber = 0
   #settings: WorkerSettings
@@ -141,6 +146,7 @@ class RunningWorker implements Worker {
     this.#gate = makeGate(() => {
       for (const slot of this.#slots) slot.leave()
     })
+    this.#watched = watchServers(options.servers, options.bus)
     this.#context = this.#makeContext(0)
     this.done = new Promise((resolve) => {
       this.#finish = resolve
@@ -155,6 +161,14 @@ class RunningWorker implements Worker {
       catalogue: () => this.#settings.catalogue,
       unknownType: (type) => whyUnknown(type, this.#settings.catalogue),
       gate: this.#gate,
+      watched: this.#watched,
+      seatOf: (number) => ({
+        index: Math.max(
+          0,
+          this.#slots.findIndex((slot) => slot.number === number),
+        ),
+        count: this.#slots.length,
+      }),
       generation,
       spares: this.#spares,
       running: this.#running,
@@ -183,6 +197,7 @@ class RunningWorker implements Worker {
     if (!this.#draining && !this.#options.once) this.#setSlots(this.#settings.slots)
     if (this.#slots.length > 0) return
     clearTimeout(this.#drainTimer)
+    this.#watched.stop()
     const { delete: completed, release, bury } = this.#settled
     this.#options.bus.emit({ event: 'worker_stopped', settled: completed + release + bury })
     this.#finish()
@@ -269,6 +284,7 @@ class RunningWorker implements Worker {
 
   reload(settings: WorkerSettings): void {
     this.#settings = settings
+    this.#watched.use(settings.servers)
     // Slots hold the context itself: what they read from it next is new.
     Object.assign(this.#context, this.#makeContext(this.#context.generation + 1))
     if (this.#draining) return
@@ -293,6 +309,7 @@ class RunningWorker implements Worker {
   health(): Record<string, unknown> {
     const { reason } = this.#gate
     const outbox = this.#options.outbox?.state()
+    const servers = this.#watched.report()
     return {
       status: this.#statusWord(),
       ...(reason === undefined ? {} : { reason }),
@@ -303,6 +320,7 @@ class RunningWorker implements Worker {
         idle: this.#slots.filter((slot) => slot.state === 'idle').length,
         busy: this.#running.size,
       },
+      ...(servers.length === 0 ? {} : { servers }),
       cgroup: this.#options.cgroup,
       jobs: { completed: this.#settled.delete, released: this.#settled.release, buried: this.#settled.bury },
       ...(outbox === undefined ? {} : { outbox }),
@@ -312,7 +330,8 @@ class RunningWorker implements Worker {
   #statusWord(): string {
     if (this.#draining) return 'draining'
     if (!this.#gate.isOpen) return this.#gate.has('fault') ? 'paused' : 'quiet'
-    return this.#slots.some((slot) => slot.state === 'connecting') ? 'connecting' : 'ok'
+    const isCutOff = this.#watched.report().some(({ state }) => state !== 'up')
+    return isCutOff || this.#slots.some((slot) => slot.state === 'connecting') ? 'connecting' : 'ok'
   }
 
   lastSettlement(): Settlement | undefined {

@@ -210,6 +210,21 @@ test('a broker that keeps its jobs is in order; one that does not, and one that 
   ])
 })
 
+test('of several servers each is told on its own, one that hangs or is down beside those that are well', async () => {
+  const home = await install()
+  home.addAlgorithm('hello', 'cat')
+  const [down, silent] = [await freePort(), await startSilence()]
+  const servers = [`127.0.0.1:${silent}`, '127.0.0.1', `127.0.0.1:${down}`].join(' ')
+  const report = await check(envOf(home, { BEANSTALK_SERVER: servers }))
+  const told = of(report, 'broker').filter((line) => !line.startsWith('warning:'))
+  expect(told).toEqual([
+    expect.stringMatching(new RegExp(`^problem: what answers at 127.0.0.1:${silent} is not beanstalkd`)),
+    expect.stringMatching(new RegExp(`^ok: version .* answers at 127.0.0.1:${home.broker.port}, `)),
+    expect.stringMatching(new RegExp(`^problem: cannot connect .*:${down} .*"beanstalkd -l 127.0.0.1 -p ${down}"`)),
+  ])
+  expect(report).toMatchObject({ code: 69, problems: 2 })
+})
+
 test('a broker and a bucket that accept and never answer are given up', async () => {
   const home = await install()
   home.addAlgorithm('hello', 'cat')

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,6 +14,8 @@ import {
   submitBatch,
 } from '../../src/producer.ts'
 import { openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
+import { makeServers, rankServers } from '../../src/queue/servers.ts'
+import { makeSpread } from '../../src/queue/spread.ts'
 import { startBroker, type TestBroker } from '../support/broker.ts'
 
 const UUID = 'bc3a925099b9012e0f06549a20077664'
@@ -327,5 +330,42 @@ describe('a batch', () => {
       accepted: 3000,
     })
     expect(most).toBe(256)
+  })
+
+  it('whose servers are all killed names each line: what one took, and what is not known of the other', async () => {
+    const [a, b] = await Promise.all([startBroker(), startBroker()])
+    for (const each of [a, b]) onTestFinished(() => each.stop())
+    const servers = makeServers([`127.0.0.1:${a.port}`, `127.0.0.1:${b.port}`], 1)
+    const uuidFor = (port: number) => {
+      for (;;) {
+        const uuid = randomBytes(16).toString('hex')
+        if (rankServers(uuid, servers)[0]?.port === port) return uuid
+      }
+    }
+    const queue = makeSpread({ servers, tell: () => undefined })
+    await queue.open()
+    await a.kill('SIGSTOP')
+    const uuids = [b, a, b, a, b].map(({ port }) => uuidFor(port))
+    const lines = uuids.map((uuid) => `[{"uuid":"${uuid}","type":"sleep"},{}]`)
+    const accepted: string[] = []
+    const batch = submitBatch(queue, from(lines), {
+      put: newPut(),
+      defaults: {},
+      onAccepted: ({ uuid }) => accepted.push(uuid),
+    })
+    await expect.poll(() => b.stat('current-jobs-ready')).toBe(3)
+    await b.kill()
+    await a.kill()
+    expect(await batch).toMatchObject({
+      accepted: 3,
+      firstLine: 1,
+      lastLine: 5,
+      failed: { line: 2, kind: 'broker' },
+      unanswered: { fromLine: 2, toLine: 4, accepted: [3] },
+      refusedLines: [],
+      nextLine: 6,
+    })
+    expect(accepted).toEqual([0, 2, 4].map((i) => uuids[i]))
+    queue.close()
   })
 })

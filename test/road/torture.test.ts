@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -74,3 +74,13 @@ test.each(['SIGINT', 'SIGKILL'] as const)(
   },
   120_000,
 )
+
+test('a deployment with several servers is refused, with the way to torture one of them', () => {
+  const env = { PATH: process.env.PATH, BEANSTALK_SERVER: 'a:1,b' }
+  const args = ['torture', '-c', join(PROJECT, 'etc', 'qworkerrc')]
+  const { status, stderr } = spawnSync(join(PROJECT, 'bin', 'drunken-sailor'), args, { env, encoding: 'utf8' })
+  expect(stderr).toBe(
+    'drunken-sailor torture: it tortures one broker, and BEANSTALK_SERVER names 2; choose one of them, as in BEANSTALK_SERVER=a:1 drunken-sailor torture ...\n',
+  )
+  expect(status).toBe(64)
+})

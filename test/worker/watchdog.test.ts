@@ -95,7 +95,7 @@ function startSeated(seats: Seat[]): { fed: () => number } {
   const waiting = [...seats]
   const options: Partial<WorkerOptions> = {
     slots: seats.length,
-    openQueue: async () => waiting.shift()?.queue as Queue,
+    servers: [{ name: 'none', open: async () => waiting.shift()?.queue as Queue }],
     tubes: ['default'],
     once: false,
     drainSeconds: 1,

@@ -4,7 +4,7 @@ import type { Config } from '../../config.ts'
 import { MAX_CONNECTIONS } from '../../http/server.ts'
 import { describeOwnGroup } from '../../run/delegation.ts'
 import { hasProc } from '../../run/look.ts'
-import { isEmbedded } from '../broker.ts'
+import { isEmbedded, serversOf } from '../broker.ts'
 import { EXIT } from '../exit.ts'
 import { slotsOf } from '../settings.ts'
 import { checkProcessTools, filesNeeded, readLimit, shareFiles } from '../startup.ts'
@@ -36,20 +36,21 @@ export async function checkTools(): Promise<Finding[]> {
 /** @param limits text of /proc/self/limits, if it is not this process's own */
 export function checkLimits(config: Config, isRoot = process.geteuid?.() === 0, limits?: string): Finding[] {
   const slots = slotsOf(config)
+  const servers = serversOf(config).length
   const files = readLimit('open files', limits)
   const core = readLimit('core file size', limits)
   const processes = readLimit('processes', limits)
   if (files === undefined || core === undefined || processes === undefined)
     return [makeOk(FILES, 'the limits of this process cannot be read here')]
   return [
-    checkFiles(slots, files, shareFiles(slots, isEmbedded(config) ? 'both' : 'http', limits).http),
+    checkFiles(slots, servers, files, shareFiles(slots, isEmbedded(config) ? 'both' : 'http', limits, servers).http),
     checkProcesses(slots, processes, isRoot),
     checkCore(core),
   ]
 }
 
-function checkFiles(slots: number, files: number, clients: number | undefined): Finding {
-  const needed = filesNeeded(slots)
+function checkFiles(slots: number, servers: number, files: number, clients: number | undefined): Finding {
+  const needed = filesNeeded(slots, servers)
   if (files < needed) {
     const what = `${files} open files are too few for ${slots} slots and a few HTTP clients`
     const remedy = `raise the limit to ${needed} at least (ulimit -n, LimitNOFILE), or lower CONCURRENCY`

@@ -4,15 +4,16 @@ import { join } from 'node:path'
 import { isFolderLocked } from '../../broker/lock.ts'
 import type { Config } from '../../config.ts'
 import { type BrokerDescription, describeBroker, QueueError } from '../../queue/queue.ts'
+import type { Server } from '../../queue/servers.ts'
 import { WORK_FOLDER } from '../../run/workdir.ts'
 import { findLivingWorkers } from '../../run/workshop.ts'
 import { openS3Store } from '../../store/store.ts'
-import { brokerAddress, brokerAdvice, brokerUrl, EMBEDDED_HOST, isEmbedded } from '../broker.ts'
+import { brokerAddress, brokerAdvice, EMBEDDED_HOST, isEmbedded, serversOf } from '../broker.ts'
 import { journalFolder } from '../embedded.ts'
 import { EXIT } from '../exit.ts'
 import { s3OptionsOf } from '../settings.ts'
 import { findListenError, portAdvice } from '../startup.ts'
-import { type Finding, makeOk, makeProblem, makeWarning } from './finding.ts'
+import { type Finding, lateMessage, makeOk, makeProblem, makeWarning, withinTime } from './finding.ts'
 
 const BROKER = 'broker'
 const S3 = 's3'
@@ -21,19 +22,29 @@ const HTTP = 'http'
 const HEALTH_MS = 5_000
 const MAX_HEALTH_BYTES = 2 ** 20
 
+/** Each server on its own: one that hangs keeps none of the others from being told. */
 export async function checkBroker(config: Config): Promise<Finding[]> {
+  const servers = serversOf(config)
+  const found = servers.map((server) => {
+    const what = servers.length === 1 ? 'the broker' : `the broker at ${server.name}`
+    const late = `${lateMessage(what)}; see whether its disk or network hangs`
+    return withinTime(checkServer(config, server), () => [makeProblem(BROKER, EXIT.unavailable, late)])
+  })
+  return (await Promise.all(found)).flat()
+}
+
+async function checkServer(config: Config, server: Server): Promise<Finding[]> {
   try {
-    const found = tellBroker(config, await describeBroker(brokerUrl(config)))
+    const found = tellBroker(server.name, await describeBroker(server.url))
     return isEmbedded(config) ? [...found, ...(await tellForeign(config))] : found
   } catch (error) {
     if (!(error instanceof QueueError)) throw error
     if (isEmbedded(config)) return [await checkEmbeddedPlace(config, error)]
-    return [makeProblem(BROKER, EXIT.unavailable, brokerAdvice(config, error))]
+    return [makeProblem(BROKER, EXIT.unavailable, brokerAdvice(config, error, server))]
   }
 }
 
-function tellBroker(config: Config, broker: BrokerDescription): Finding[] {
-  const address = brokerAddress(config)
+function tellBroker(address: string, broker: BrokerDescription): Finding[] {
   const { ready, reserved, delayed, buried } = broker.jobs
   const jobs = `jobs: ${ready} ready, ${reserved} reserved, ${delayed} delayed, ${buried} buried`
   const largest = `takes jobs up to ${broker.maxBodyBytes} bytes`

@@ -79,12 +79,21 @@ function compareEnvironment(config: Config, environment: ReadonlyMap<string, str
   const keys = [...environment.keys()].filter((key): key is ConfigKey => WORKER_KEYS.includes(key as ConfigKey))
   const others = keys.filter((key) => {
     const value = config[key]
-    const checked = Array.isArray(value) ? value.join(',') : String(value)
-    return checked !== environment.get(key) && durationOf(environment.get(key)) !== value
+    const text = environment.get(key)
+    if (Array.isArray(value)) return inOneForm(value.join()) !== inOneForm(text ?? '')
+    return String(value) !== text && durationOf(text) !== value
   })
   if (others.length === 0) return []
   const names = others.map((key) => (key === 'SMTP_PASSWORD' ? key : `${key}=${environment.get(key)}`)).join(' ')
   return [makeWarning(UNIT, `the unit sets ${names}, which is not what was checked; check with the same environment`)]
+}
+
+/** Of a list as it may stand in a variable. */
+function inOneForm(list: string): string {
+  return list
+    .trim()
+    .split(/[\s,]+/)
+    .join()
 }
 
 function compareRcFile(service: Service, rcFile: string | undefined): Finding[] {
