@@ -192,7 +192,7 @@ const MOST_NUMBERS = 256
 const MOST_GLANCES = 4
 
 /**
- * Whether nothing can be left of a run whose first process is gone, without a listing: whatever it forked has a higher
+ * Whether nothing can be left of a run whose first process ended, without a listing: whatever it forked has a higher
  * number than its first process, and is among those that were given out since.
  * @param neighbours sessions of other runs: nobody can join one
  * @param strangers as in LookOptions
@@ -205,7 +205,8 @@ export function isSurelyOver(
 ): boolean {
   const { pid: first, leader } = quarry
   const sight = openSight()
-  if (listMembers(quarry, sight).size > 0) return false
+  // It outlives a launcher that was killed.
+  if (existsSync(`/proc/${first}`) || listMembers(quarry, sight).size > 0) return false
   let asked = first
   for (let glances = 0; glances < MOST_GLANCES; glances++) {
     const newest = Number(newestPid(sight) ?? -1)
