@@ -121,10 +121,11 @@ async function launch({
 }: Plan): Promise<Spawned | { outcome: Outcome } | undefined> {
   const { launcher, workdir, algorithm } = request
   if (launcher === undefined || algorithm.user !== undefined) return undefined
-  const { standIn = [], launcher: limiter = [] } = algorithm.restraint ?? {}
+  const { standIn = [], launcher: limiter = [], ulimits } = algorithm.restraint ?? {}
   const entry = group === undefined ? standIn : entryLauncher(standIn)
   const launched = await launcher.start({
-    words: [...entry, ...limiter, file, ...args],
+    words: [...entry, ...(ulimits === undefined ? limiter : []), file, ...args],
+    limits: ulimits,
     environment,
     directory: workdir.scratch,
     stdin: workdir.input,

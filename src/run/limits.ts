@@ -76,6 +76,8 @@ export async function findLauncher(
 export interface Restraint {
   /** sets resource limits */
   readonly launcher: Launcher
+  /** the same as words for ulimit, in pairs, where the run's own shell (launcher.ts) can set them; undefined: it cannot */
+  readonly ulimits?: readonly string[] | undefined
   /** what groups keep; undefined: nothing, or there are no groups */
   readonly inGroup?: Limits | undefined
   /** stands before the launcher where a run is in no group, and keeps `inGroup` as far as resource limits can */
@@ -100,10 +102,26 @@ export async function findRestraint(
   // Also without any: it keeps core files away.
   const launcher = await findLauncher(Object.fromEntries(rest), path, user)
   if ('problem' in launcher) return launcher
-  if (Object.keys(inGroup).length === 0) return { launcher }
+  const ulimits = user === undefined ? await findUlimits(Object.fromEntries(rest)) : undefined
+  if (Object.keys(inGroup).length === 0) return { launcher, ulimits }
   const found = await findLauncher(inGroup, path, user)
   const standIn = 'problem' in found ? ['/bin/sh', '-c', REFUSAL_SCRIPT, 'limits', describeLimits(inGroup)] : found
-  return { launcher, inGroup, standIn }
+  return { launcher, ulimits, inGroup, standIn }
+}
+
+/** What the shell of launchers sets without a program in between; tried. */
+async function findUlimits(limits: Limits): Promise<readonly string[] | undefined> {
+  for (const option of optionsForProcesses(limits)) {
+    const pairs = ulimitPairs(limits, option)
+    if ((await tryLauncher(['/bin/sh', '-c', ULIMIT_SCRIPT, 'limits', ...pairs, '--'], undefined)) === undefined)
+      return pairs
+  }
+  return undefined
+}
+
+/** No standard names the option for processes: most shells take -u, dash takes -p, which is another thing elsewhere. */
+function optionsForProcesses({ processes }: Limits): string[] {
+  return processes === undefined ? ['-u'] : ['-u', '-p']
 }
 
 /** Those that may work here, the best first. */
@@ -112,9 +130,14 @@ function launchersFor(limits: Limits, path: string): Launcher[] {
   if (prlimit !== undefined) return [[prlimit, ...prlimitOptions(limits), '--']]
   const sh = findInPath('sh', path)
   if (sh === undefined) return []
-  // No standard names the option for processes: most shells take -u, dash takes -p, which is another thing elsewhere.
-  const options = limits.processes === undefined ? ['-u'] : ['-u', '-p']
-  return options.map((option) => [sh, '-c', ULIMIT_SCRIPT, 'limits', ...ulimitPairs(limits, option), '--'])
+  return optionsForProcesses(limits).map((option) => [
+    sh,
+    '-c',
+    ULIMIT_SCRIPT,
+    'limits',
+    ...ulimitPairs(limits, option),
+    '--',
+  ])
 }
 
 function findInPath(name: string, path: string): string | undefined {
