@@ -86,12 +86,12 @@ export interface RunReport {
 /** Larger results belong in a file: the document is checked as a whole, and the other slots wait meanwhile (tenths of a second). */
 export const MAX_RESULT_BYTES = 4 * 2 ** 20
 /** Deeper results crash the recursive parsers of those who read them. */
-const MAX_RESULT_DEPTH = 1000
+export const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
-const STREAM_CHECK_MS = 100
+export const STREAM_CHECK_MS = 100
 const SCRATCH_CHECK_MS = 1000
 /** Faults of this machine at fork; the job is not to blame. */
-const MACHINE_FAULTS: ReadonlySet<string> = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE', 'ENOSPC', 'EIO'])
+export const MACHINE_FAULTS: ReadonlySet<string> = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE', 'ENOSPC', 'EIO'])
 
 /**
  * Runs one attempt to its end: the process exited, or was ended at its limit, and nothing of it is left.
@@ -161,7 +161,7 @@ function usageOf({ cpuSeconds, peakMemoryBytes }: Sampled, notes: GroupNotes | u
 }
 
 /** @returns undefined when the run did not come into its group */
-function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNotes | undefined {
+export function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNotes | undefined {
   const notes = readNotes(path)
   if (notes.wasEntered) return notes
   groups?.tell(`a run of ${algorithm.name} could not enter ${path}`)
@@ -171,7 +171,7 @@ function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNot
 /** With these a shell ends that cannot become the program; the program may, too. */
 const EXEC_FAILURES: readonly (number | null)[] = [126, 127]
 
-async function explainExit(
+export async function explainExit(
   algorithm: Algorithm,
   file: string,
   exitCode: number | null,
@@ -181,11 +181,11 @@ async function explainExit(
   return why === undefined ? undefined : { kind: 'not_started', detail: startFailure(algorithm, file, why) }
 }
 
-function startFailure({ name }: Algorithm, file: string, why: string): string {
+export function startFailure({ name }: Algorithm, file: string, why: string): string {
   return `algorithm ${name}: its program ${file} cannot be started: ${why}`
 }
 
-interface Exit {
+export interface Exit {
   readonly exitCode: number | null
   readonly signal: string | undefined
 }
@@ -255,7 +255,7 @@ function openStreams(workdir: Workdir): Streams {
   }
 }
 
-function closeAll(fds: readonly number[]): void {
+export function closeAll(fds: readonly number[]): void {
   for (const fd of fds) closeSync(fd)
 }
 
@@ -347,7 +347,7 @@ async function waitForEnd(
 }
 
 /** setTimeout that is right beyond its own limit of 24.8 days. */
-function startTimer(ms: number, action: () => void): { clear: () => void } {
+export function startTimer(ms: number, action: () => void): { clear: () => void } {
   const due = performance.now() + ms
   let timer: NodeJS.Timeout
   const arm = () => {
@@ -372,16 +372,20 @@ function sizeOf(fd: number): number {
   }
 }
 
-/** Looks at the scratch directory at most a twentieth of the time, however many files it holds. */
-function watchScratch(request: RunRequest, onExcess: (detail: string) => void): () => void {
+/**
+ * Looks at the scratch directory at most a twentieth of the time, however many files it holds.
+ * @param home counts too
+ */
+export function watchScratch(request: RunRequest, onExcess: (detail: string) => void, home?: string): () => void {
   let timer: NodeJS.Timeout
   let stopped = false
   const look = async () => {
     const began = performance.now()
-    const bytes = await directoryBytes(request.workdir.scratch, request.maxScratchBytes)
+    const { workdir, maxScratchBytes } = request
+    const inHome = home === undefined ? 0 : await directoryBytes(home, maxScratchBytes)
+    const bytes = inHome + (await directoryBytes(workdir.scratch, maxScratchBytes))
     if (stopped) return
-    if (bytes > request.maxScratchBytes)
-      onExcess(`the scratch directory grew beyond ${request.maxScratchBytes} bytes (MAX_SCRATCH)`)
+    if (bytes > maxScratchBytes) onExcess(`the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`)
     else timer = setTimeout(look, Math.max(SCRATCH_CHECK_MS, 20 * (performance.now() - began)))
   }
   timer = setTimeout(look, SCRATCH_CHECK_MS)
@@ -410,7 +414,7 @@ async function conclude(
   return { ...(await exited), kill }
 }
 
-function classify(algorithm: Algorithm, exitCode: number | null, signal: string | undefined): Outcome {
+export function classify(algorithm: Algorithm, exitCode: number | null, signal: string | undefined): Outcome {
   if (exitCode === null) return { kind: 'signalled', signal: signal ?? 'an unknown signal' }
   if (exitCode === 0) return { kind: 'success', exitCode: 0 }
   if (exitCode === 65 || algorithm.permanentExits.includes(exitCode)) return { kind: 'rejected', exitCode }
@@ -418,26 +422,34 @@ function classify(algorithm: Algorithm, exitCode: number | null, signal: string 
   return { kind: 'failed', exitCode }
 }
 
-type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
+export type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
 
 /** Reads the result and lists the outputs of a run that exited with 0. */
 async function harvest(request: RunRequest): Promise<Harvest> {
-  const { workdir, algorithm, maxScratchBytes } = request
   const nothing = { resultJson: undefined, outputs: [], skipped: [] }
-  if ((await directoryBytes(workdir.scratch, maxScratchBytes)) > maxScratchBytes) {
-    const detail = `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
-    return { ...nothing, outcome: { kind: 'output_exceeded', detail } }
-  }
-  const result = await readResult(workdir.stdout, algorithm.output)
+  const excess = await scratchExcess(request)
+  if (excess !== undefined) return { ...nothing, outcome: { kind: 'output_exceeded', detail: excess } }
+  const result = await readResult(request.workdir.stdout, request.algorithm.output)
   if ('problem' in result) return { ...nothing, outcome: { kind: 'output_invalid', detail: result.problem } }
-  const found = await collectOutputs(workdir, algorithm.outputs, { maxBytes: maxScratchBytes, signal: request.signal })
-  if (request.signal.aborted) return { ...nothing, outcome: request.signal.reason as RunEnd }
+  return listOutputs(request, result.json)
+}
+
+/** @returns what is wrong, when it is larger than it may be */
+export async function scratchExcess({ workdir, maxScratchBytes }: RunRequest): Promise<string | undefined> {
+  const bytes = await directoryBytes(workdir.scratch, maxScratchBytes)
+  return bytes > maxScratchBytes
+    ? `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
+    : undefined
+}
+
+/** Makes a success of a result, unless the files beside it are more than may be published. */
+export async function listOutputs(request: RunRequest, resultJson: string): Promise<Harvest> {
+  const { workdir, algorithm, maxScratchBytes, signal } = request
+  const nothing = { resultJson: undefined, outputs: [], skipped: [] }
+  const found = await collectOutputs(workdir, algorithm.outputs, { maxBytes: maxScratchBytes, signal })
+  if (signal.aborted) return { ...nothing, outcome: signal.reason as RunEnd }
   if ('excess' in found) return { ...nothing, outcome: { kind: 'output_exceeded', detail: found.excess } }
-  return {
-    outcome: { kind: 'success', exitCode: 0 },
-    resultJson: result.json,
-    ...found,
-  }
+  return { outcome: { kind: 'success', exitCode: 0 }, resultJson, ...found }
 }
 
 /** What stdout says, as JSON text. */

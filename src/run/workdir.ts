@@ -35,6 +35,8 @@ export interface Workdir {
   readonly stderr: string
   /** who owns the scratch directory; undefined: we */
   readonly user?: AlgorithmUser | undefined
+  /** what is published beside the outputs, by its name; undefined: both streams */
+  readonly logs?: readonly (readonly [name: string, path: string])[]
 }
 
 /** A file that the algorithm left and that is to be published. */
@@ -335,10 +337,15 @@ export async function readTail(path: string, bytes: number): Promise<string> {
     const { size } = await file.stat()
     const buffer = Buffer.alloc(Math.min(bytes, size))
     const { bytesRead } = await file.read(buffer, 0, buffer.length, Math.max(0, size - bytes))
-    let start = 0
-    if (size > bytes) while (start < 3 && start < bytesRead && ((buffer[start] as number) & 0xc0) === 0x80) start++
-    return buffer.toString('utf8', start, bytesRead)
+    return decodeTail(buffer.subarray(0, bytesRead), size > bytes)
   } finally {
     await file.close()
   }
+}
+
+/** @param isCut something stood before it */
+export function decodeTail(tail: Buffer, isCut: boolean): string {
+  let start = 0
+  if (isCut) while (start < 3 && start < tail.length && ((tail[start] as number) & 0xc0) === 0x80) start++
+  return tail.toString('utf8', start)
 }

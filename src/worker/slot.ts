@@ -11,6 +11,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
 import type { RunEnd } from '../run/run.ts'
+import { openWarmSeats, type WarmSeats } from '../run/warm-seat.ts'
 import { attendJob, type Doing } from './attend.ts'
 import { type Hold, startHold } from './hold.ts'
 import type { SlotContext } from './worker.ts'
@@ -42,6 +43,7 @@ export class Slot {
   #failures = 0
   #generation = 0
   #doing: Doing | undefined
+  readonly #warm: WarmSeats
   readonly #wake = new AbortController()
   /** ends the run in hand */
   #run = new AbortController()
@@ -51,6 +53,8 @@ export class Slot {
     this.#context = context
     this.number = number
     this.#openQueue = () => openWatching(context)
+    const { workshop, workerId } = context
+    this.#warm = openWarmSeats({ workshop, workerId, slot: number })
     this.done = this.#loop()
   }
 
@@ -89,6 +93,7 @@ export class Slot {
     await undefined
     while (!this.#draining) {
       this.#showLife()
+      this.#warm.renew(this.#context.generation)
       try {
         if (!this.#context.gate.isOpen) {
           await this.#standBy()
@@ -108,6 +113,7 @@ export class Slot {
       }
     }
     this.#queue?.close()
+    await this.#warm.close()
     this.#state = 'ended'
   }
 
@@ -184,7 +190,7 @@ export class Slot {
     const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
     this.#doing = doing
     try {
-      const hand = { context: this.#context, slot: this.number, reservation, hold, doing }
+      const hand = { context: this.#context, slot: this.number, reservation, hold, doing, warm: this.#warm }
       const faulty = await attendJob({ ...hand, signal: run.signal, reservedAt: performance.now() })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)
     } finally {
