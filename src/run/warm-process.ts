@@ -34,7 +34,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { KillReceipt } from '../job/outcome.ts'
 import type { Algorithm } from './algorithm.ts'
 import { ENTRY_FD, entryLauncher, type Group, removeGroups } from './cgroup.ts'
-import { killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
+import { findDescriptorShortage, killTree, type RunIdentity, sweepLeftovers } from './kill.ts'
 import { startTicksOf } from './look.ts'
 import type { Exit } from './run.ts'
 import { type Meter, openMeter, type Reading } from './usage.ts'
@@ -73,6 +73,8 @@ export type Reply =
 const STDIN_FD = ENTRY_FD + 1
 /** Fixed text. A shell adds to the environment what it is to take out again. */
 const STDIN_SCRIPT = `unset PWD OLDPWD; exec "$@" <&${STDIN_FD} ${ENTRY_FD}<&- ${STDIN_FD}<&-`
+/** Two sockets of two ends, a pipe of libuv's, and what we read /proc by. */
+const SPAWN_DESCRIPTORS = 7
 /** After the end of its stdin, before it is killed. */
 const CLOSE_MS = 1000
 /** A process that dies closes its streams before its exit is heard. */
@@ -93,6 +95,9 @@ export function startWarmProcess(start: WarmStart): WarmProcess | { failure: Pro
     const { user, restraint: { standIn = [], launcher = [] } = {} } = algorithm
     // Who opens /dev/stderr anew needs the right to.
     if (user !== undefined) fchownSync(stderr, user.uid, user.gid)
+    // Where descriptors run out in the middle of it, spawn of Node 20 keeps the sockets that it has made.
+    const shortage = findDescriptorShortage(SPAWN_DESCRIPTORS)
+    if (shortage !== undefined) throw Object.assign(new Error(`too few descriptors (${shortage})`), { code: shortage })
     const entry = group === undefined ? standIn : entryLauncher(standIn)
     const reader = ['/bin/sh', '-c', STDIN_SCRIPT, 'warm']
     const [first = '', ...rest] = [...entry, ...launcher, ...reader, start.file, ...start.args]

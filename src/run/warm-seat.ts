@@ -17,28 +17,25 @@ import { chownSync, mkdirSync, realpathSync, renameSync, rmSync, writeFileSync }
 import { basename, dirname, join } from 'node:path'
 import type { Outcome } from '../job/outcome.ts'
 import { type Algorithm, AlgorithmError, commandFor, explainStartFailure, resolveProgram } from './algorithm.ts'
-import { removeGroups } from './cgroup.ts'
+import { type Groups, removeGroups } from './cgroup.ts'
 import { MARK_VARIABLE } from './look.ts'
 import { MACHINE_FAULTS, type RunEnd, type RunRequest, startFailure } from './run.ts'
 import { accessProblem, handOver } from './user.ts'
 import { startWarmProcess, type WarmProcess } from './warm-process.ts'
-import { directoryBytes, removeTree, removeWorkdir, SETTINGS_FILE, WORK_FOLDER, type Workdir } from './workdir.ts'
+import {
+  directoryBytes,
+  removeTree,
+  removeWorkdir,
+  SETTINGS_FILE,
+  WORK_FOLDER,
+  type Workdir,
+  warmFolder,
+  warmMark,
+} from './workdir.ts'
 
-/** Where seats are, within a worker's folder. */
-export const WARM_FOLDER = '.warm'
 /** Algorithms of which a slot has a process at the same time. */
 const MOST_SEATS = 4
 const HOME_CHECK_MS = 10_000
-
-/** Begins the marks of an algorithm's warm processes. No type holds a plus. */
-export function warmMark(workerId: string, type: string): string {
-  return `${workerId}.warm.${wordOf(type)}.`
-}
-
-/** A type as one part of a mark, and as a folder. */
-export function wordOf(type: string): string {
-  return type.replaceAll('.', '+')
-}
 
 /** The directory of one job of a warm algorithm. */
 export interface WarmWorkdir extends Workdir {
@@ -121,6 +118,7 @@ export class Seat {
   /** undefined until it is made */
   #realPath: string | undefined
   #process: WarmProcess | undefined
+  #groups: Groups | undefined
   readonly #ending = new Set<Promise<void>>()
   #processNumber = 0
   #jobNumber = 0
@@ -137,7 +135,7 @@ export class Seat {
     this.#options = options
     this.algorithm = algorithm
     this.#settings = settings
-    this.#path = join(options.workshop, WARM_FOLDER, wordOf(algorithm.name), `${options.slot}.${number}`)
+    this.#path = join(warmFolder(options.workshop, algorithm.name), `${options.slot}.${number}`)
   }
 
   /** A directory that nothing was left in serves again, by another name: who still writes to the old one finds it gone. */
@@ -194,7 +192,7 @@ export class Seat {
     const { workshop } = this.#options
     const base = dirname(workshop)
     const ours = basename(base) === WORK_FOLDER ? [base, workshop] : [workshop]
-    return [...ours, join(workshop, WARM_FOLDER), dirname(this.#path)]
+    return [...ours, dirname(dirname(this.#path)), dirname(this.#path)]
   }
 
   /** The process that the next job is handed to. @throws what the file system throws */
@@ -221,6 +219,7 @@ export class Seat {
     if (barred) return notStarted(`algorithm ${algorithm.name}: ${barred}`)
     if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
     const mark = `${warmMark(this.#options.workerId, algorithm.name)}${randomBytes(8).toString('hex')}`
+    this.#groups = request.groups
     const group = request.groups?.make(mark, algorithm.restraint?.inGroup)
     const cgroupBase = group && request.groups?.base
     const started = startWarmProcess({
@@ -268,7 +267,8 @@ export class Seat {
 
   async #retire(process: WarmProcess, how: 'kill' | 'close'): Promise<void> {
     await process.end(how)
-    await process.release()
+    const [busy] = await process.release()
+    if (busy !== undefined) this.#groups?.tell(`${busy} cannot be removed`)
     await this.#remove(process.identity.workdir)
   }
 

@@ -27,6 +27,21 @@ import { type AlgorithmUser, handOver, takeCopy } from './user.ts'
 /** Folder in RESULT_BASEDIR that holds those of the workers. */
 export const WORK_FOLDER = '.work'
 
+/** Where a worker has what belongs to an algorithm's warm processes (warm-seat.ts). @param workshop the worker's folder */
+export function warmFolder(workshop: string, type: string): string {
+  return join(workshop, '.warm', asWord(type))
+}
+
+/** What the marks of an algorithm's warm processes begin with. */
+export function warmMark(workerId: string, type: string): string {
+  return `${workerId}.warm.${asWord(type)}.`
+}
+
+/** No type holds a plus. */
+function asWord(type: string): string {
+  return type.replaceAll('.', '+')
+}
+
 export interface Workdir {
   readonly path: string
   readonly scratch: string

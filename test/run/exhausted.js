@@ -1,6 +1,8 @@
 // Runs one algorithm while all descriptors but `spare` are taken, says what came of it, and ends by itself.
 import { closeSync, openSync, readdirSync } from 'node:fs'
 import { runAlgorithm } from '../../dist/run/run.js'
+import { runWarm } from '../../dist/run/warm.js'
+import { openWarmSeats } from '../../dist/run/warm-seat.js'
 
 const { spare, seconds, request } = JSON.parse(process.argv[2])
 const abort = new AbortController()
@@ -12,7 +14,16 @@ const fill = () => {
   } catch {}
 }
 const open = () => readdirSync('/proc/self/fd').length
-await runAlgorithm({ ...request, signal: abort.signal }).catch(() => {})
+async function runOnce(more) {
+  if (request.algorithm.warm === undefined) return runAlgorithm({ ...request, ...more })
+  const seats = openWarmSeats({ workshop: request.workdir.path, workerId: 'w1-test', slot: 1 })
+  try {
+    return await runWarm({ ...request, ...more, workdir: seats.openWorkdir(request.algorithm), payloadJson: '{}' })
+  } finally {
+    await seats.close()
+  }
+}
+await runOnce({ signal: abort.signal }).catch(() => {})
 const before = open()
 fill()
 for (let i = 0; i < spare; i++) closeSync(taken.pop())
@@ -22,6 +33,6 @@ const onStarted = () => {
     setTimeout(() => abort.abort({ kind: 'interrupted' }), 1000 * seconds)
   }
 }
-const came = await runAlgorithm({ ...request, signal: abort.signal, onStarted }).catch((error) => error)
+const came = await runOnce({ signal: abort.signal, onStarted }).catch((error) => error)
 for (const fd of taken) closeSync(fd)
 console.log(JSON.stringify({ before, after: open(), outcome: came.outcome, code: came.code, kill: came.kill }))

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findLeftovers, type Ground, makeRequest, openGround, PROJECT, type RunOptions } from './ground.ts'
+import { byShell } from './warm.ts'
 
 /** Runs in a process that may open 400 files. That it ends by itself shows that no timer of ours holds it. */
 async function runExhausted(ground: Ground, orders: { spare: number; seconds?: number }, options: RunOptions) {
@@ -23,20 +24,25 @@ async function runExhausted(ground: Ground, orders: { spare: number; seconds?: n
   return JSON.parse(said)
 }
 
-test('where descriptors run out, at whatever step, the worker is at fault, not the job; none is kept', async () => {
-  const spares = [0, 1, 2, 3, 4, 5, 6, 8, 10, 30]
-  const reports = await Promise.all(
-    spares.map((spare) => runExhausted(openGround(), { spare }, { manifest: { command: ['/bin/echo', '1'] } })),
-  )
-  for (const [i, report] of reports.entries()) {
-    const { outcome, code, before, after } = report
-    const kind = outcome?.kind ?? code
-    expect(['EMFILE', 'worker_fault', 'success'], `${spares[i]} spare: ${JSON.stringify(report)}`).toContain(kind)
-    expect(after, `${spares[i]} spare`).toBe(before)
-  }
-  expect(reports[0].code).toBe('EMFILE')
-  expect(reports.at(-1).outcome.kind).toBe('success')
-}, 60_000)
+test.each([
+  ['a run', { command: ['/bin/echo', '1'] }],
+  ['a warm process', { ...byShell('answer 1'), warm: { maxJobs: 9 } }],
+])(
+  'where descriptors run out, at whatever step of %s, the worker is at fault, not the job; none is kept',
+  async (_, manifest) => {
+    const spares = [0, 1, 2, 3, 4, 5, 6, 8, 10, 30]
+    const reports = await Promise.all(spares.map((spare) => runExhausted(openGround(), { spare }, { manifest })))
+    for (const [i, report] of reports.entries()) {
+      const { outcome, code, before, after } = report
+      const kind = outcome?.kind ?? code
+      expect(['EMFILE', 'worker_fault', 'success'], `${spares[i]} spare: ${JSON.stringify(report)}`).toContain(kind)
+      expect(after, `${spares[i]} spare`).toBe(before)
+    }
+    expect(reports[0].code ?? reports[0].outcome.kind).toMatch(/^(EMFILE|worker_fault)$/)
+    expect(reports.at(-1).outcome.kind).toBe('success')
+  },
+  60_000,
+)
 
 test('a run is ended although no descriptor is left to look for it', async () => {
   const ground = openGround()
