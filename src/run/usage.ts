@@ -99,8 +99,6 @@ export function startSampling(pid: number, isOld = false): Sampler {
 
 /** One process at one moment. */
 export interface Reading {
-  /** dead, though not yet buried */
-  readonly isZombie: boolean
   /** its own, and that of children that it waited for */
   readonly cpuSeconds: number
   readonly residentBytes: number
@@ -130,7 +128,6 @@ export function openMeter(pid: number): Meter | undefined {
       const seen = parseStat(text)
       return (
         seen && {
-          isZombie: /\) [ZX]/.test(text),
           cpuSeconds: (seen.ownTicks + seen.childTicks) / units.ticksPerSecond,
           residentBytes: seen.residentPages * units.pageBytes,
         }

@@ -129,7 +129,7 @@ export class WarmProcess {
   readonly group: Group | undefined
   /** jobs that it was handed */
   served = 0
-  /** when it was last asked whether it is ready; undefined before its first job */
+  /** at the end of its last job */
   reading: Reading | undefined
   /** processes of it that were seen while a job went on, with their starts */
   seen: ReadonlyMap<number, number> = new Map()
@@ -184,11 +184,9 @@ export class WarmProcess {
     this.#stdin.once('end', () => this.#spoil('close'))
   }
 
-  /** It may be handed a job. */
+  /** It may be handed a job, as far as we know. */
   isReady(): boolean {
-    if (this.#isSpoilt || this.#exit !== undefined) return false
-    this.reading = this.meter?.read()
-    return this.meter === undefined || (this.reading !== undefined && !this.reading.isZombie)
+    return !this.#isSpoilt && this.#exit === undefined
   }
 
   get isSpoilt(): boolean {

@@ -114,6 +114,7 @@ async function serve(
   request.onStarted?.(pid)
   const came = await Promise.race([process.hand(line), watch.ended])
   const after = process.meter?.read()
+  process.reading = after
   const sampled = watch.stop()
   const usage = usageOf(before, after, sampled, clock)
   const verdict = isReply(came) ? await judge(request, process, came, isFresh) : { outcome: came }
@@ -121,14 +122,14 @@ async function serve(
   if (sampled !== undefined) process.seen = sampled.processes
   const ended = await endUnlessGood(request, process, came, verdict)
   const outcome = nameWarmLimit(request, process, verdict.outcome, usage, isReply(came) && came.kind === 'gone')
-  const excess = process.stderrBytes() > request.maxOutputBytes
-  const stderrTail = await takeStderr(request, process)
+  const stderrBytes = process.stderrBytes()
+  const stderrTail = stderrBytes === 0 ? '' : await takeStderr(request, process)
   const base = { ...NOTHING, ...ended, pid, usage, stderrTail }
   if (outcome.kind !== 'success') {
     request.workdir.isEmpty = isEmptyFolder(request.workdir.scratch)
     return { ...base, outcome }
   }
-  if (excess) {
+  if (stderrBytes > request.maxOutputBytes) {
     const detail = `stderr grew beyond ${request.maxOutputBytes} bytes (MAX_OUTPUT)`
     const kill = await process.end('kill')
     return { ...base, kill, outcome: { kind: 'output_exceeded', detail } }
@@ -216,7 +217,6 @@ function nameWarmLimit(
 }
 
 async function takeStderr({ workdir, maxOutputBytes }: WarmRequest, process: WarmProcess): Promise<string> {
-  if (process.stderrBytes() === 0) return ''
   const tail = await process.takeStderr(workdir.stderr, maxOutputBytes, STDERR_TAIL_BYTES)
   workdir.logs.push(['stderr.log', workdir.stderr])
   return tail
