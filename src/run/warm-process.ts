@@ -266,7 +266,9 @@ export class WarmProcess {
     await this.#patiently(this.#exited, DYING_MS)
     const exit = this.#exit
     await this.end('kill')
-    this.#settle({ kind: 'gone', exit, isUnread: this.#isUnread })
+    // On a busy machine its own end may be heard only now.
+    const isOurs = this.#exit?.signal === 'SIGTERM' || this.#exit?.signal === 'SIGKILL'
+    this.#settle({ kind: 'gone', exit: exit ?? (isOurs ? undefined : this.#exit), isUnread: this.#isUnread })
   }
 
   /**

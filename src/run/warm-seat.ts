@@ -170,7 +170,7 @@ export class Seat {
       this.#spare = scratch
       return
     }
-    await removeTree(scratch)
+    await this.#remove(scratch)
     // Copies that were not published.
     if (user !== undefined) await removeTree(join(this.#path, 'outputs'))
   }
@@ -216,8 +216,12 @@ export class Seat {
     const place = await this.#makeHome()
     const home = join(place, 'home')
     const barred = algorithm.user && (await accessProblem(algorithm.user, home, file))
-    if (barred) return notStarted(`algorithm ${algorithm.name}: ${barred}`)
-    if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
+    if (barred || request.signal.aborted) {
+      await this.#remove(place)
+      return barred
+        ? notStarted(`algorithm ${algorithm.name}: ${barred}`)
+        : { outcome: request.signal.reason as RunEnd }
+    }
     const mark = `${warmMark(this.#options.workerId, algorithm.name)}${randomBytes(8).toString('hex')}`
     this.#groups = request.groups
     const group = request.groups?.make(mark, algorithm.restraint?.inGroup)
@@ -272,6 +276,7 @@ export class Seat {
     await this.#remove(process.identity.workdir)
   }
 
+  /** What a user owns is removed so that links lead nowhere. */
   async #remove(path: string): Promise<void> {
     const { user } = this.algorithm
     if (user === undefined) await removeTree(path)

@@ -127,14 +127,19 @@ async function serve(
   const base = { ...NOTHING, ...ended, pid, usage, stderrTail }
   if (outcome.kind !== 'success') {
     request.workdir.isEmpty = isEmptyFolder(request.workdir.scratch)
+    completeLogs(request.workdir)
     return { ...base, outcome }
   }
   if (stderrBytes > request.maxOutputBytes) {
     const detail = `stderr grew beyond ${request.maxOutputBytes} bytes (MAX_OUTPUT)`
     const kill = await process.end('kill')
+    completeLogs(request.workdir)
     return { ...base, kill, outcome: { kind: 'output_exceeded', detail } }
   }
-  return { ...base, exitCode: 0, ...(await harvest(request, verdict.resultJson ?? 'null')) }
+  const harvested = await harvest(request, verdict.resultJson ?? 'null')
+  if (harvested.outcome.kind === 'success') return { ...base, exitCode: 0, ...harvested }
+  completeLogs(request.workdir)
+  return { ...base, ...harvested }
 }
 
 function isReply(came: Reply | RunEnd): came is Reply {
@@ -222,6 +227,18 @@ async function takeStderr({ workdir, maxOutputBytes }: WarmRequest, process: War
   return tail
 }
 
+/** Of a failure both are published: else those of an earlier attempt would stay beside it. */
+function completeLogs({ logs, stdout, stderr }: WarmWorkdir): void {
+  for (const [name, path] of [
+    ['stdout.log', stdout],
+    ['stderr.log', stderr],
+  ] as const) {
+    if (logs.some(([known]) => known === name)) continue
+    writeFileSync(path, '', { mode: 0o644 })
+    logs.push([name, path])
+  }
+}
+
 async function harvest(request: WarmRequest, resultJson: string) {
   const { workdir } = request
   workdir.isEmpty = isEmptyFolder(workdir.scratch)
@@ -253,11 +270,15 @@ function usageOf(
   const cpuSeconds = after?.cpuSeconds ?? sampled?.cpuSeconds ?? null
   const peak = Math.max(after?.residentBytes ?? 0, sampled?.peakMemoryBytes ?? 0)
   return {
-    wall_seconds: Math.round(performance.now() - clock) / 1000,
-    cpu_seconds: cpuSeconds === null ? null : Math.max(0, cpuSeconds - (before?.cpuSeconds ?? 0)),
+    wall_seconds: roundTo1000ths((performance.now() - clock) / 1000),
+    cpu_seconds: cpuSeconds === null ? null : Math.max(0, roundTo1000ths(cpuSeconds - (before?.cpuSeconds ?? 0))),
     peak_memory_bytes: peak === 0 ? null : peak,
     method: 'sampled',
   }
+}
+
+function roundTo1000ths(seconds: number): number {
+  return Math.round(seconds * 1000) / 1000
 }
 
 interface Watch {

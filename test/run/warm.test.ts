@@ -166,12 +166,20 @@ test.each([
     const slot = openWarm(ground, SAILOR)
     const first = pidOf(await slot.run())
     const limit = expected.kind === 'timed_out' ? { limitSeconds: 1 } : {}
-    const report = await slot.run({ outcome }, limit)
+    const report = await slot.run(
+      { outcome },
+      {
+        ...limit,
+        look: (_, { stdout }) => {
+          if (outcome === 'not-json') expect(readFileSync(stdout, 'utf8')).toMatch(/^Way hay/)
+        },
+      },
+    )
     expect(report.outcome).toEqual(expected)
     expect(report).toMatchObject({ pid: first, resultJson: undefined })
     expect(report.kill?.survivors ?? []).toEqual([])
     if (expected.kind === 'timed_out') expect(report.kill?.signals[0]?.signal).toBe('SIGTERM')
-    if (outcome === 'not-json') expect(report.logs).toEqual(['stdout.log'])
+    expect(report.logs.sort()).toEqual(['stderr.log', 'stdout.log'])
     expect(readProc(first, 'stat')).toBe('')
     expect(pidOf(await slot.run())).not.toBe(first)
   },
