@@ -242,9 +242,11 @@ function makeStatus(
   }
 }
 
-function logsOf(workdir: Workdir): [string, string][] {
-  return [
-    ['stdout.log', workdir.stdout],
-    ['stderr.log', workdir.stderr],
-  ]
+function logsOf({ logs, stdout, stderr }: Workdir): readonly (readonly [string, string])[] {
+  return (
+    logs ?? [
+      ['stdout.log', stdout],
+      ['stderr.log', stderr],
+    ]
+  )
 }

@@ -7,6 +7,7 @@ import { didYouMean } from '../report/suggestion.ts'
 import { enterJournal } from '../sailor/journal.ts'
 import { getMischief, isMischiefName, listMischiefs, makeEndText, writeAll } from '../sailor/mischief.ts'
 import { chooseMischief, type Orders, readOrders, sail } from '../sailor/voyage.ts'
+import { getWarmMischief, listWarmMischiefs, serveJobs } from '../sailor/warm.ts'
 import { parseCommandLine, runSubcommand } from './command.ts'
 import { EXIT, endProgram, ignoreBrokenPipe, writeOut } from './exit.ts'
 import { makeProgram, parseAttempt, SAILOR, type SailorFlags } from './sailor-flags.ts'
@@ -21,9 +22,10 @@ async function main(): Promise<never> {
   const code = await runSubcommand(SAILOR, args, SAILOR_SUBCOMMANDS)
   if (code !== undefined) return endProgram(SAILOR, code)
   const flags = await parseCommandLine<SailorFlags>(makeProgram(), args, SAILOR_SUBCOMMANDS)
-  if (flags.list) return endProgram(SAILOR, await printList(flags.json ?? false))
+  if (flags.list) return endProgram(SAILOR, await printList(flags.json ?? false, flags.warm ?? false))
   // The reader of a flood may go away: there is nobody left to tell.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => process.exit(EXIT.ioError))
+  if (flags.warm) return process.exit(await serveJobs(flags.sleep ?? 0, flags.journal).catch(explainFailure))
   return process.exit(await embark(flags).catch(explainFailure))
 }
 
@@ -86,7 +88,8 @@ function makeUnknownOutcomeText(outcome: string): string {
   return `Unknown outcome ${JSON.stringify(outcome.slice(0, 60))}${hint} drunken-sailor --list prints all.`
 }
 
-async function printList(json: boolean): Promise<number> {
+async function printList(json: boolean, warm: boolean): Promise<number> {
+  if (warm) return printWarmList(json)
   const rows = listMischiefs(true).map((name) => ({ name, ...getMischief(name) }))
   const width = Math.max(...rows.map((row) => row.name.length))
   const text = json
@@ -96,6 +99,16 @@ async function printList(json: boolean): Promise<number> {
         2,
       )
     : rows.map((row) => `${row.name.padEnd(width)}  ${row.description}; ${makeEndText(row)}`).join('\n')
+  await writeOut(`${text}\n`)
+  return EXIT.ok
+}
+
+async function printWarmList(json: boolean): Promise<number> {
+  const rows = listWarmMischiefs().map((name) => ({ name, ...getWarmMischief(name) }))
+  const width = Math.max(...rows.map((row) => row.name.length))
+  const text = json
+    ? JSON.stringify(rows, ['name', 'description', 'end'], 2)
+    : rows.map(({ name, description, end }) => `${name.padEnd(width)}  ${description}; the process ${end}`).join('\n')
   await writeOut(`${text}\n`)
   return EXIT.ok
 }

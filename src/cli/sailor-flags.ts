@@ -17,6 +17,7 @@ export type SailorFlags = {
   outcome?: string
   wild?: boolean
   megabytes?: number
+  warm?: boolean
   list?: boolean
   json?: boolean
   journal?: string
@@ -61,6 +62,7 @@ export function makeProgram(): Command {
       'size for eats-memory (default 512) and huge-file (default 256)',
       makeNumberParser(isMegabytes, `a whole number from 1 to ${MAX_MEGABYTES}`),
     )
+    .option('--warm', 'serve many jobs, one for each line of stdin, as a warm algorithm; with --list: its outcomes')
     .option('--list', 'print all outcomes and how each ends')
     .option('--json', 'with --list: as JSON')
     .addOption(new Option('--journal <dir>', 'where the sailors of a torture note themselves').hideHelp())

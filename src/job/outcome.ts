@@ -33,6 +33,10 @@ export type Outcome =
   | { readonly kind: 'failed'; readonly exitCode: number; readonly limits?: string }
   /** exit 65, or one of the manifest's permanent_exits: no retry can help */
   | { readonly kind: 'rejected'; readonly exitCode: number }
+  /** a warm process answered with an error, and lives on; `limits` as above */
+  | { readonly kind: 'failed'; readonly exitCode: null; readonly error: string; readonly limits?: string }
+  /** the same, and it says that no retry can help */
+  | { readonly kind: 'rejected'; readonly exitCode: null; readonly error: string }
   /** exit 75: the algorithm asks for another time */
   | { readonly kind: 'deferred'; readonly exitCode: 75 }
   /** died by a signal that was not ours; `limits` as above */
@@ -145,8 +149,9 @@ export function reasonOf(outcome: Outcome): string {
     case 'success':
       return 'exit 0'
     case 'failed':
-      return withLimits(`exit ${outcome.exitCode}`, outcome.limits)
+      return withLimits(outcome.exitCode === null ? outcome.error : `exit ${outcome.exitCode}`, outcome.limits)
     case 'rejected':
+      if (outcome.exitCode === null) return outcome.error
       return outcome.exitCode === 65 ? 'exit 65: the input is bad' : `exit ${outcome.exitCode}: permanent`
     case 'deferred':
       return 'exit 75: try later'

@@ -202,7 +202,8 @@ export function nestingDepth(text: string): number {
   return deepest
 }
 
-function endOfString(text: string, open: number): number {
+/** @param open place of the quote that begins a string; @returns that of the quote that ends it */
+export function endOfString(text: string, open: number): number {
   let i = open + 1
   while (i < text.length && text.charCodeAt(i) !== 0x22) i += text.charCodeAt(i) === 0x5c ? 2 : 1
   return i

@@ -33,6 +33,8 @@ export interface Algorithm {
   readonly restraint?: Restraint | undefined
   /** whom it runs as; undefined: as the worker */
   readonly user?: AlgorithmUser | undefined
+  /** one process for many jobs (warm.ts), a new one after so many; undefined: a process for each run */
+  readonly warm?: { readonly maxJobs: number } | undefined
 }
 
 /** What the algorithm folders hold. */
@@ -188,6 +190,8 @@ const LIMITS_SCHEMA = v.pipe(
   ),
 )
 
+const DEFAULT_MAX_JOBS = 1000
+
 const MANIFEST_SCHEMA = v.strictObject({
   name: v.optional(
     v.pipe(TEXT, v.regex(TYPE_PATTERN, 'must be 1 to 64 of a-z 0-9 _ . - and begin with a letter or digit')),
@@ -236,6 +240,8 @@ const MANIFEST_SCHEMA = v.strictObject({
     {},
   ),
   settings: v.optional(v.array(TEXT, 'must be a list of rc keys'), []),
+  mode: v.optional(v.picklist(['once', 'warm'], 'must be once or warm'), 'once'),
+  max_jobs: whole(1, 1e9),
   limits: v.optional(LIMITS_SCHEMA),
   user: v.optional(
     v.pipe(TEXT, v.regex(/^[A-Za-z_][A-Za-z0-9_.-]{0,31}$/, 'must be the name of a user, not a number')),
@@ -266,6 +272,8 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
       { algorithm: name },
     )
   }
+  const clash = findClash(manifest)
+  if (clash !== undefined) throw new AlgorithmError(`${file}: ${clash}`, { algorithm: name })
   const algorithm: Algorithm = {
     name,
     version: manifest.version,
@@ -278,10 +286,25 @@ async function readAlgorithm(dir: string, folder: string, options: CatalogueOpti
     permanentExits: manifest.permanent_exits,
     env: manifest.env,
     settings: manifest.settings,
+    ...(manifest.mode === 'warm' && { warm: { maxJobs: manifest.max_jobs ?? DEFAULT_MAX_JOBS } }),
     ...(await findRestraints(file, name, manifest, options)),
   }
   await checkProgram(algorithm, options.path)
   return algorithm
+}
+
+/** Keys that do not go together with the mode. */
+function findClash({ mode, max_jobs, command, output, limits }: v.InferOutput<typeof MANIFEST_SCHEMA>) {
+  if (mode === 'once')
+    return max_jobs === undefined ? undefined : 'max_jobs is for mode: warm; add that, or leave it out'
+  const ofOneJob = command.map((part) => /\{(ttr|uuid|attempt)\}/.exec(part)?.[0]).find(Boolean)
+  if (ofOneJob !== undefined)
+    return `command must not have ${ofOneJob} with mode: warm: it stands in the line of each job, as the process serves many`
+  if (output === 'text')
+    return 'output must not be text with mode: warm: an answer is JSON, and a text in it a JSON string'
+  if (limits?.cpuSeconds !== undefined)
+    return 'limits.cpu_seconds must not be given with mode: warm: it would count over all jobs of a process; the TTR ends a job'
+  return undefined
 }
 
 /** @throws AlgorithmError when this worker cannot keep a limit, or not become the user */

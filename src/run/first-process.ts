@@ -22,7 +22,7 @@ import { accessProblem } from './user.ts'
 import type { Workdir } from './workdir.ts'
 
 /** Faults of this machine at fork; the job is not to blame. */
-const MACHINE_FAULTS: ReadonlySet<string> = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE', 'ENOSPC', 'EIO'])
+export const MACHINE_FAULTS: ReadonlySet<string> = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE', 'ENOSPC', 'EIO'])
 
 /** With these a shell ends that cannot become the program; the program may, too. */
 const EXEC_FAILURES: readonly (number | null)[] = [126, 127]
@@ -38,7 +38,7 @@ export async function explainExit(
   return why === undefined ? undefined : { kind: 'not_started', detail: startFailure(algorithm, file, why) }
 }
 
-function startFailure({ name }: Algorithm, file: string, why: string): string {
+export function startFailure({ name }: Algorithm, file: string, why: string): string {
   return `algorithm ${name}: its program ${file} cannot be started: ${why}`
 }
 
@@ -87,7 +87,11 @@ export async function startFirstProcess(
   return { identity, exited, streams, group, file }
 }
 
-function findProgram({ algorithm, environment }: RunRequest, program: string): { path: string } | { outcome: Outcome } {
+/** Where the program of an algorithm is, or why it cannot be started. */
+export function findProgram(
+  { algorithm, environment }: RunRequest,
+  program: string,
+): { path: string } | { outcome: Outcome } {
   try {
     return { path: resolveProgram(algorithm, program, environment.PATH ?? '') }
   } catch (error) {

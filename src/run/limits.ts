@@ -251,7 +251,8 @@ function nameGroupLimit(
 }
 
 /** What a shell exits with when its child died by one of the two signals of the kernel's limits. */
-function signalOfExit(exitCode: number): string | undefined {
+function signalOfExit(exitCode: number | null): string | undefined {
+  if (exitCode === null) return undefined
   return (['SIGXCPU', 'SIGXFSZ'] as const).find((name) => exitCode === 128 + constants.signals[name])
 }
 

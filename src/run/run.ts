@@ -84,11 +84,11 @@ export interface RunReport {
 /** Larger results belong in a file: the document is checked as a whole, and the other slots wait meanwhile (tenths of a second). */
 export const MAX_RESULT_BYTES = 4 * 2 ** 20
 /** Deeper results crash the recursive parsers of those who read them. */
-const MAX_RESULT_DEPTH = 1000
+export const MAX_RESULT_DEPTH = 1000
 const MAX_TEXT_RESULT_BYTES = 64 * 2 ** 10
 /** Of stdout, for people; all of it is in stdout.log. */
 export const SHOWN_STDOUT_BYTES = 4096
-const STREAM_CHECK_MS = 100
+export const STREAM_CHECK_MS = 100
 const SCRATCH_CHECK_MS = 1000
 
 /**
@@ -168,7 +168,7 @@ function usageOf({ cpuSeconds, peakMemoryBytes }: Sampled, notes: GroupNotes | u
 }
 
 /** @returns undefined when the run did not come into its group */
-function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNotes | undefined {
+export function takeNotes({ path }: Group, { groups, algorithm }: RunRequest): GroupNotes | undefined {
   const notes = readNotes(path)
   if (notes.wasEntered) return notes
   groups?.tell(`a run of ${algorithm.name} could not enter ${path}`)
@@ -208,7 +208,7 @@ async function waitForEnd(
 }
 
 /** setTimeout that is right beyond its own limit of 24.8 days. */
-function startTimer(ms: number, action: () => void): { clear: () => void } {
+export function startTimer(ms: number, action: () => void): { clear: () => void } {
   const due = performance.now() + ms
   let timer: NodeJS.Timeout
   const arm = () => {
@@ -233,16 +233,20 @@ function sizeOf(fd: number): number {
   }
 }
 
-/** Looks at the scratch directory at most a twentieth of the time, however many files it holds. */
-function watchScratch(request: RunRequest, onExcess: (detail: string) => void): () => void {
+/**
+ * Looks at the scratch directory at most a twentieth of the time, however many files it holds.
+ * @param home counts too
+ */
+export function watchScratch(request: RunRequest, onExcess: (detail: string) => void, home?: string): () => void {
   let timer: NodeJS.Timeout
   let stopped = false
   const look = async () => {
     const began = performance.now()
-    const bytes = await directoryBytes(request.workdir.scratch, request.maxScratchBytes)
+    const { workdir, maxScratchBytes } = request
+    const inHome = home === undefined ? 0 : await directoryBytes(home, maxScratchBytes)
+    const bytes = inHome + (await directoryBytes(workdir.scratch, maxScratchBytes))
     if (stopped) return
-    if (bytes > request.maxScratchBytes)
-      onExcess(`the scratch directory grew beyond ${request.maxScratchBytes} bytes (MAX_SCRATCH)`)
+    if (bytes > maxScratchBytes) onExcess(`the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`)
     else timer = setTimeout(look, Math.max(SCRATCH_CHECK_MS, 20 * (performance.now() - began)))
   }
   timer = setTimeout(look, SCRATCH_CHECK_MS)
@@ -283,7 +287,7 @@ async function conclude(
   return { ...(await exited), kill }
 }
 
-function classify(algorithm: Algorithm, exitCode: number | null, signal: string | undefined): Outcome {
+export function classify(algorithm: Algorithm, exitCode: number | null, signal: string | undefined): Outcome {
   if (exitCode === null) return { kind: 'signalled', signal: signal ?? 'an unknown signal' }
   if (exitCode === 0) return { kind: 'success', exitCode: 0 }
   if (exitCode === 65 || algorithm.permanentExits.includes(exitCode)) return { kind: 'rejected', exitCode }
@@ -291,28 +295,37 @@ function classify(algorithm: Algorithm, exitCode: number | null, signal: string 
   return { kind: 'failed', exitCode }
 }
 
-type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
+export type Harvest = Pick<RunReport, 'outcome' | 'resultJson' | 'outputs' | 'skipped'>
 
 /** Reads the result and lists the outputs of a run that exited with 0. */
 async function harvest(request: RunRequest, stdout: number): Promise<Harvest> {
-  const { workdir, algorithm, maxScratchBytes } = request
+  const { workdir, algorithm } = request
   const nothing = { resultJson: undefined, outputs: [], skipped: [] }
   const bare = isBare(workdir)
-  if (!bare && (await directoryBytes(workdir.scratch, maxScratchBytes)) > maxScratchBytes) {
-    const detail = `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
-    return { ...nothing, outcome: { kind: 'output_exceeded', detail } }
-  }
+  const excess = bare ? undefined : await scratchExcess(request)
+  if (excess !== undefined) return { ...nothing, outcome: { kind: 'output_exceeded', detail: excess } }
   const result = await readResult(stdout, workdir.stdout, algorithm.output)
   if ('problem' in result) return { ...nothing, outcome: { kind: 'output_invalid', detail: result.problem } }
   if (bare) return { ...nothing, outcome: { kind: 'success', exitCode: 0 }, resultJson: result.json }
-  const found = await collectOutputs(workdir, algorithm.outputs, { maxBytes: maxScratchBytes, signal: request.signal })
-  if (request.signal.aborted) return { ...nothing, outcome: request.signal.reason as RunEnd }
+  return listOutputs(request, result.json)
+}
+
+/** @returns what is wrong, when it is larger than it may be */
+export async function scratchExcess({ workdir, maxScratchBytes }: RunRequest): Promise<string | undefined> {
+  const bytes = await directoryBytes(workdir.scratch, maxScratchBytes)
+  return bytes > maxScratchBytes
+    ? `the scratch directory grew beyond ${maxScratchBytes} bytes (MAX_SCRATCH)`
+    : undefined
+}
+
+/** Makes a success of a result, unless the files beside it are more than may be published. */
+export async function listOutputs(request: RunRequest, resultJson: string): Promise<Harvest> {
+  const { workdir, algorithm, maxScratchBytes, signal } = request
+  const nothing = { resultJson: undefined, outputs: [], skipped: [] }
+  const found = await collectOutputs(workdir, algorithm.outputs, { maxBytes: maxScratchBytes, signal })
+  if (signal.aborted) return { ...nothing, outcome: signal.reason as RunEnd }
   if ('excess' in found) return { ...nothing, outcome: { kind: 'output_exceeded', detail: found.excess } }
-  return {
-    outcome: { kind: 'success', exitCode: 0 },
-    resultJson: result.json,
-    ...found,
-  }
+  return { outcome: { kind: 'success', exitCode: 0 }, resultJson, ...found }
 }
 
 /** What stdout says, as JSON text. */

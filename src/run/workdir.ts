@@ -35,6 +35,21 @@ import { type AlgorithmUser, handOver, takeCopy } from './user.ts'
 /** Folder in RESULT_BASEDIR that holds those of the workers. */
 export const WORK_FOLDER = '.work'
 
+/** Where a worker has what belongs to an algorithm's warm processes (warm-seat.ts). @param workshop the worker's folder */
+export function warmFolder(workshop: string, type: string): string {
+  return join(workshop, '.warm', asWord(type))
+}
+
+/** What the marks of an algorithm's warm processes begin with. */
+export function warmMark(workerId: string, type: string): string {
+  return `${workerId}.warm.${asWord(type)}.`
+}
+
+/** No type holds a plus. */
+function asWord(type: string): string {
+  return type.replaceAll('.', '+')
+}
+
 export interface Workdir {
   readonly path: string
   readonly scratch: string
@@ -43,6 +58,8 @@ export interface Workdir {
   readonly stderr: string
   /** who owns the scratch directory; undefined: we */
   readonly user?: AlgorithmUser | undefined
+  /** what is published beside the outputs, by its name; undefined: both streams */
+  readonly logs?: readonly (readonly [name: string, path: string])[]
 }
 
 /** A file that the algorithm left and that is to be published. */
@@ -464,7 +481,12 @@ export function readTailOf(fd: number, bytes: number): string {
   if (size === 0) return ''
   const buffer = Buffer.alloc(Math.min(bytes, size))
   const bytesRead = readSync(fd, buffer, 0, buffer.length, Math.max(0, size - bytes))
+  return decodeTail(buffer.subarray(0, bytesRead), size > bytes)
+}
+
+/** @param isCut something stood before it */
+export function decodeTail(tail: Buffer, isCut: boolean): string {
   let start = 0
-  if (size > bytes) while (start < 3 && start < bytesRead && ((buffer[start] as number) & 0xc0) === 0x80) start++
-  return buffer.toString('utf8', start, bytesRead)
+  if (isCut) while (start < 3 && start < tail.length && ((tail[start] as number) & 0xc0) === 0x80) start++
+  return tail.toString('utf8', start)
 }

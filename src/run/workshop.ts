@@ -4,6 +4,7 @@
  *     RESULT_BASEDIR/.work/<worker id>/worker.json     whose it is
  *                                      ended.json      how its runs were ended after its death (by its guard)
  *                                      <uuid>.<attempt>.<time, base 36>/     one run (workdir.ts)
+ *                                      .warm/<algorithm>/                    its warm processes (warm-seat.ts)
  *
  * A worker that dies leaves it. Whoever comes next ends what is left of its runs, takes the evidence, and removes it;
  * two may do so at the same time. What belongs to a worker that lives, or of which that cannot be told, is left alone.
@@ -20,11 +21,12 @@ import { constants, existsSync } from 'node:fs'
 import { lstat, mkdir, open, readdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises'
 import { basename, dirname, isAbsolute, join, resolve } from 'node:path'
 import type { KillReceipt } from '../job/outcome.ts'
+import { TYPE_PATTERN } from '../job/package.ts'
 import { removeGroups } from './cgroup.ts'
 import { findProcesses, killRuns } from './kill.ts'
 import { hasProc } from './look.ts'
 import { asLocal, isNumberFree, isPresent, makeBrief, ownPresence } from './presence.ts'
-import { readTail, removeTree, STDERR_TAIL_BYTES } from './workdir.ts'
+import { readTail, removeTree, STDERR_TAIL_BYTES, warmFolder, warmMark } from './workdir.ts'
 
 export interface Workshop {
   /** of the worker; a file name */
@@ -363,21 +365,29 @@ export async function stateOfWorker(workBase: string, id: string): Promise<'aliv
   return isThere || (await isMaybeWorker(Number(WORKSHOP_NAME.exec(id)?.[2]))) ? 'unknown' : 'dead'
 }
 
-/** Ends one run of another worker that lives and does not do it: one that is stopped, or hangs. */
-export async function endRunOf(workBase: string, id: string, run: string): Promise<KillReceipt | undefined> {
+/**
+ * Ends one run of another worker that lives and does not do it: one that is stopped, or hangs. Which of its warm
+ * processes has a job, that worker alone knows: where the run had none of its own, all of that type are ended. Their
+ * jobs are overdue too, or soon will be.
+ */
+export async function endRunOf(
+  workBase: string,
+  id: string,
+  run: string,
+  type: string,
+): Promise<KillReceipt | undefined> {
   if (!hasProc || !WORKSHOP_NAME.test(id) || !RUN_NAME.test(run)) return undefined
   const base = await realpath(workBase).catch(() => resolve(workBase))
-  const owner = await readOwner(join(base, id))
+  const path = join(base, id)
+  const owner = await readOwner(path)
   const presence = presenceOf(id, owner)
   const local = presence === undefined ? undefined : asLocal(presence)
   if (local === undefined) return undefined
   const [uuid, attempt] = run.split('.')
-  const mark = `${id}.${uuid}.${attempt}.`
-  const { startTicks } = local
-  return killRuns(
-    { pid: undefined, mark, workdir: join(base, id, run), startTicks, ...groupsOf(owner?.cgroupBase) },
-    [],
-  )
+  const common = { pid: undefined, startTicks: local.startTicks, ...groupsOf(owner?.cgroupBase) }
+  const own = await killRuns({ ...common, mark: `${id}.${uuid}.${attempt}.`, workdir: join(path, run) }, [])
+  if (own.signals.length > 0 || !TYPE_PATTERN.test(type)) return own
+  return killRuns({ ...common, mark: warmMark(id, type), workdir: warmFolder(path, type) }, [])
 }
 
 const NOTHING_DONE: KillReceipt = { signals: [], duration_ms: 0, survivors: [], method: hasProc ? 'proc' : 'tree' }

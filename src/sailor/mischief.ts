@@ -4,7 +4,7 @@ import { open, symlink, writeFile } from 'node:fs/promises'
 import { setTimeout as waitMs } from 'node:timers/promises'
 
 /** Whatever a mischief leaves behind ends by itself after this time, so that a forgotten one does no lasting harm. */
-const HELPER_SECONDS = 120
+export const HELPER_SECONDS = 120
 const MAX_FORKS_ALIVE = 20
 const MEBIBYTE = 1024 * 1024
 /** Node's timers are 32 bits of milliseconds; a longer one would fire at once. */
@@ -270,7 +270,7 @@ export function writeAll(stream: NodeJS.WriteStream, text: string | Uint8Array):
   return new Promise((resolve, reject) => stream.write(text, (error) => (error ? reject(error) : resolve())))
 }
 
-async function sleep(seconds: number): Promise<void> {
+export async function sleep(seconds: number): Promise<void> {
   let leftMs = seconds * 1000
   while (leftMs > LONGEST_TIMER_MS) {
     await waitMs(LONGEST_TIMER_MS)
@@ -280,7 +280,7 @@ async function sleep(seconds: number): Promise<void> {
 }
 
 /** The interval is what keeps the program alive: a pending promise alone does not. */
-function waitForEver(): Promise<never> {
+export function waitForEver(): Promise<never> {
   return new Promise(() => setInterval(() => {}, LONGEST_TIMER_MS))
 }
 
@@ -289,7 +289,7 @@ function ignoreSignals(): void {
 }
 
 /** Helpers inherit the environment, by which a worker recognises them. `ownSession` is setsid(2). */
-async function spawnHelper(command: string, args: string[], stdout: 'inherit' | 'ignore', ownSession: boolean) {
+export async function spawnHelper(command: string, args: string[], stdout: 'inherit' | 'ignore', ownSession: boolean) {
   const { spawn } = await import('node:child_process')
   const helper = spawn(command, args, { stdio: ['ignore', stdout, 'ignore'], detached: ownSession })
   await once(helper, 'spawn')
@@ -346,7 +346,7 @@ async function forkOften(): Promise<number> {
   return 0
 }
 
-async function leaveFiles(): Promise<void> {
+export async function leaveFiles(): Promise<void> {
   const { spawnSync } = await import('node:child_process')
   const plain = { flag: 'wx' }
   await writeFile('report.txt', 'Way hay and up she rises.\n', plain)

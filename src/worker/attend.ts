@@ -27,7 +27,9 @@ import { QueueError, type Reservation } from '../queue/queue.ts'
 import type { JobRef } from '../report/events.ts'
 import type { Algorithm } from '../run/algorithm.ts'
 import type { Launcher } from '../run/launcher.ts'
-import { type RunReport, runAlgorithm, SHOWN_STDOUT_BYTES } from '../run/run.ts'
+import { type RunEnd, type RunReport, runAlgorithm, SHOWN_STDOUT_BYTES } from '../run/run.ts'
+import { runWarm } from '../run/warm.ts'
+import type { WarmSeats, WarmWorkdir } from '../run/warm-seat.ts'
 import { createWorkdir, removeWorkdir, type Workdir } from '../run/workdir.ts'
 import { StoreError } from '../store/store.ts'
 import { TrackerError } from '../tracker/tracker.ts'
@@ -61,6 +63,8 @@ export interface Hand {
   readonly hold: Hold
   readonly doing: Doing
   readonly launcher: Launcher
+  /** the slot's processes of warm algorithms */
+  readonly warm: WarmSeats
   /** ends the run; its reason is a RunEnd */
   readonly signal: AbortSignal
   /** performance.now() */
@@ -76,7 +80,7 @@ interface Job extends Hand {
 
 interface Attempt extends Job {
   readonly algorithm: Algorithm
-  readonly workdir: Workdir
+  readonly workdir: Workdir | WarmWorkdir
   readonly turn: Turn
   /** the fencing token of this attempt */
   readonly fence: number
@@ -243,22 +247,29 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
     context.bus.emit({ ...ref, event: 'job_busy', worker: 'another worker' })
     return settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
   }
-  let workdir: Workdir | undefined
+  let workdir: Workdir | WarmWorkdir | undefined
   try {
     // Only now: a directory that refuses is a fault that is counted, so that the wait grows.
     await context.stores.local.prepare(ref.uuid)
-    workdir = await createWorkdir(
-      ...([context.workshop, runId, job.workPackage.payloadJson] as const),
-      ...([context.settingsFor(algorithm), algorithm.user, context.spares] as const),
-    )
+    workdir = await openWorkdir(job, algorithm, runId)
     const attempt: Attempt = { ...job, algorithm, workdir, turn, fence, started, limitSeconds }
     await conclude(attempt, await run(attempt))
   } catch (error) {
     if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error, turn)
     throw error
   } finally {
-    if (workdir !== undefined) await removeWorkdir(workdir, context.spares)
+    if (workdir !== undefined) await ('seat' in workdir ? workdir.close() : removeWorkdir(workdir, context.spares))
   }
+}
+
+async function openWorkdir(
+  { context, warm, workPackage }: Job,
+  algorithm: Algorithm,
+  runId: string,
+): Promise<Workdir | WarmWorkdir> {
+  const settings = context.settingsFor(algorithm)
+  if (algorithm.warm !== undefined) return warm.openWorkdir(algorithm, settings)
+  return createWorkdir(context.workshop, runId, workPackage.payloadJson, settings, algorithm.user)
 }
 
 /**
@@ -302,9 +313,8 @@ async function run(job: Attempt): Promise<RunReport> {
   })
   context.running.set(ref.uuid, makeRunningStatus(job))
   doing.step = `running attempt ${attempt} of ${maxAttempts}`
-  const report = await runAlgorithm({
+  const request = {
     algorithm: job.algorithm,
-    workdir,
     workerId: context.workerId,
     uuid: ref.uuid,
     type: ref.type,
@@ -320,12 +330,15 @@ async function run(job: Attempt): Promise<RunReport> {
     maxOutputBytes: context.maxOutputBytes,
     maxScratchBytes: context.maxScratchBytes,
     signal: job.signal,
-    onStarted: (pid) => {
+    onStarted: (pid: number) => {
       doing.step = `running attempt ${attempt} of ${maxAttempts}, pid ${pid}`
       bus.emit({ ...ref, event: 'run_started', attempt, pid })
     },
-    onEnding: (pid, why) => bus.emit({ ...ref, event: 'run_ending', attempt, pid, why }),
-  })
+    onEnding: (pid: number, why: RunEnd['kind']) => bus.emit({ ...ref, event: 'run_ending', attempt, pid, why }),
+  }
+  const report = await ('seat' in workdir
+    ? runWarm({ ...request, workdir, payloadJson: workPackage.payloadJson })
+    : runAlgorithm({ ...request, workdir }))
   const { outcome, exitCode, signal, durationSeconds } = report
   bus.emit({
     ...ref,
@@ -337,6 +350,7 @@ async function run(job: Attempt): Promise<RunReport> {
     durationSeconds,
     survivors: report.kill?.survivors ?? [],
     error: outcome.kind === 'success' ? null : reasonOf(outcome),
+    // What a warm process prints are answers.
     stdout: lastLines(report.stdoutTail),
   })
   return report

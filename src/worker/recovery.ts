@@ -95,7 +95,7 @@ export function makeRecovery(options: RecoveryOptions): Recovery {
   return {
     stateOf: (workerId) => stateOfWorker(workBase, workerId),
     close: (attempt, outcome, why) => closeAttempt(options, attempt, outcome, why),
-    endRun: (attempt) => endRunOf(workBase, attempt.worker, attempt.run),
+    endRun: (attempt) => endRunOf(workBase, attempt.worker, attempt.run, attempt.type),
     recoverAll: () => recoverFound(),
     recoverWorker: (workerId) => recoverFound(workerId),
   }

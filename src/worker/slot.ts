@@ -14,6 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type Queue, QueueError } from '../queue/queue.ts'
 import { type Launcher, openLauncher } from '../run/launcher.ts'
 import type { RunEnd } from '../run/run.ts'
+import { openWarmSeats, type WarmSeats } from '../run/warm-seat.ts'
 import { attendJob, type Doing } from './attend.ts'
 import { type Hold, startHold } from './hold.ts'
 import { Source, type Taken } from './source.ts'
@@ -44,6 +45,7 @@ export class Slot {
   #failures = 0
   #generation = 0
   #doing: Doing | undefined
+  readonly #warm: WarmSeats
   readonly #wake = new AbortController()
   /** ends the run in hand */
   #run = new AbortController()
@@ -53,7 +55,9 @@ export class Slot {
   constructor(context: SlotContext, number: number) {
     this.#context = context
     this.number = number
-    this.#launcher = openLauncher(context.workerId)
+    const { workshop, workerId } = context
+    this.#launcher = openLauncher(workerId)
+    this.#warm = openWarmSeats({ workshop, workerId, slot: number })
     this.done = this.#loop()
   }
 
@@ -95,6 +99,7 @@ export class Slot {
     await undefined
     while (!this.#draining) {
       this.#showLife()
+      this.#warm.renew(this.#context.generation)
       try {
         if (!this.#context.gate.isOpen) {
           await this.#standBy()
@@ -114,6 +119,7 @@ export class Slot {
     }
     this.#closeSource()
     this.#launcher.close()
+    await this.#warm.close()
     this.#state = 'ended'
   }
 
@@ -190,7 +196,8 @@ export class Slot {
     const doing: Doing = { uuid: undefined, type: undefined, step: 'reading it', since: new Date(), faults: 0 }
     this.#doing = doing
     try {
-      const hand = { context: this.#context, slot: this.number, reservation, hold, doing, launcher: this.#launcher }
+      const tools = { launcher: this.#launcher, warm: this.#warm }
+      const hand = { context: this.#context, slot: this.number, reservation, hold, doing, ...tools }
       const onDeleting = () => this.#askAhead()
       const faulty = await attendJob({ ...hand, signal: run.signal, reservedAt: performance.now(), onDeleting })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)

@@ -88,7 +88,7 @@ test('a project that was just made has no problem, and the check leaves nothing 
   expect(report).toMatchObject({ code: 0, problems: 0 })
   expect(of(report, 'broker')).toEqual([expect.stringMatching(/^ok: 127\.0\.0\.1:\d+ is free for the worker's own/)])
   expect(of(report, 'algorithms')[0]).toMatch(
-    /^ok: 6 can be run: drunken_sailor, forecast, hello, mail \(not set: SMTP_/,
+    /^ok: 7 can be run: drunken_sailor, drunken_sailor_warm, forecast, hello, mail \(not set: SMTP_/,
   )
   expect(of(report, 'stop')).toEqual([expect.stringMatching(/^ok: DRAIN_TIME 63 s/)])
   expect(readdirSync(dir, { recursive: true })).toEqual(before)

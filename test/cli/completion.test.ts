@@ -86,7 +86,10 @@ test.each<[string[], string[]]>([
   [['qproducer', '-p', '@bro'], ['@broken\\ rc']],
   [['qproducer', '-p', 'ser'], []],
   [['qproducer', '-a', 'fo'], ['forecast']],
-  [['qproducer', '--algorithm', '=', 'dr'], ['drunken_sailor']],
+  [
+    ['qproducer', '--algorithm', '=', 'dr'],
+    ['drunken_sailor', 'drunken_sailor_warm'],
+  ],
   [[`${BIN}/qproducer`, '-a', 'fo'], ['forecast']],
   [
     ['qproducer', '-c', 'rc', '-a', 'ha'],
@@ -131,7 +134,7 @@ test('bash: every option that --help shows is offered, on every command line', a
 })
 
 test('algorithms are listed one a line, from the folders alone; an rc file that is broken is no obstacle', () => {
-  const builtin = ['drunken_sailor', 'forecast', 'mail', 'pi', 'sleep']
+  const builtin = ['drunken_sailor', 'drunken_sailor_warm', 'forecast', 'mail', 'pi', 'sleep']
   const list = ['completion', '--list', 'algorithms']
   const lines = (names: string[]) => `${names.sort().join('\n')}\n`
   expect(run('qworker', [...list])).toMatchObject({ status: 0, stderr: '' })

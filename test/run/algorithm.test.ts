@@ -26,7 +26,9 @@ test('every algorithm that we ship can be run', async () => {
     shareable: SHAREABLE,
   })
   expect([...broken.values(), ...problems]).toEqual([])
-  expect([...algorithms.keys()].sort()).toEqual(['drunken_sailor', 'forecast', 'mail', 'pi', 'sleep'])
+  expect([...algorithms.keys()].sort()).toEqual([
+    ...['drunken_sailor', 'drunken_sailor_warm', 'forecast', 'mail', 'pi', 'sleep'],
+  ])
   for (const { description, version } of algorithms.values()) {
     expect(description).not.toBe('')
     expect(version).toMatch(/^\d+\.\d+\.\d+$/)
@@ -71,11 +73,21 @@ settings: [SMTP_HOST]
   })
 })
 
+test('a warm algorithm serves 1000 jobs by one process, or as many as it says', async () => {
+  write('few', 'command: [sh]\nmode: warm\nmax_jobs: 5')
+  write('many', 'command: [sh]\nmode: warm\noutput: json\nlimits: {open_files: 64}')
+  write('once', 'command: [sh]\nmode: once')
+  const { algorithms } = await find()
+  expect(algorithms.get('few')?.warm).toEqual({ maxJobs: 5 })
+  expect(algorithms.get('many')?.warm).toEqual({ maxJobs: 1000 })
+  expect(algorithms.get('once')?.warm).toBeUndefined()
+})
+
 test.each([
   [
     'an unknown key',
     'command: [sh]\ncomand: x',
-    /unknown key comand; known are name, version, .*, settings, limits, user$/,
+    /unknown key comand; known are name, version, .*, settings, mode, max_jobs, limits, user$/,
   ],
   ['no command', 'name: a', /command is missing$/],
   ['an empty file', '', /must hold lines like key: value$/],
@@ -108,6 +120,12 @@ test.each([
   ['no descriptors', 'command: [sh]\nlimits: {open_files: 3}', /limits\.open_files must be a whole number from 8/],
   ['no file size', 'command: [sh]\nlimits: {file_size: 0}', /limits\.file_size must be .* at least 1 KiB/],
   ['no process', 'command: [sh]\nlimits: {processes: 0}', /limits\.processes must be a whole number from 1/],
+  ['another mode', 'command: [sh]\nmode: hot', /mode must be once or warm/],
+  ['jobs of a process for one', 'command: [sh]\nmax_jobs: 5', /max_jobs is for mode: warm/],
+  ['no jobs', 'command: [sh]\nmode: warm\nmax_jobs: 0', /max_jobs must be a whole number from 1 to/],
+  ['one job for many', 'command: [sh, "{uuid}"]\nmode: warm', /command must not have \{uuid\} with mode: warm/],
+  ['text from a warm one', 'command: [sh]\nmode: warm\noutput: text', /output must not be text with mode: warm/],
+  ['its seconds', 'command: [sh]\nmode: warm\nlimits: {cpu_seconds: 9}', /limits\.cpu_seconds must not be given with/],
   ['a user that is a number', 'command: [sh]\nuser: "0"', /user must be the name of a user, not a number/],
   ['a user that looks like an option', 'command: [sh]\nuser: -u', /user must be the name of a user/],
   ['a user that is not there', 'command: [sh]\nuser: no-such-one', /user: no-such-one is no user of this machine$/],

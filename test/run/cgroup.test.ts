@@ -10,6 +10,7 @@ import { findUser } from '../../src/run/user.ts'
 import { leaveOut } from '../support/installation.ts'
 import { findSleepers, openGround, PATH, runScript, kill as shoot, until } from './ground.ts'
 import { end, isAlive, type Keeper, type KeeperOptions, startKeeper } from './keeper.ts'
+import { byShell, openWarm } from './warm.ts'
 
 const MiB = 2 ** 20
 /** No mark, no session, no parent, no directory and no stream of its run is left to it. */
@@ -269,4 +270,20 @@ test('the place of a group is found on unified, hybrid and narrowed mounts', () 
   expect(pathOf('/podium', line('/pod', '/x'))).toBeUndefined()
   expect(pathOf('/../x', line('/', '/x'))).toBeUndefined()
   expect(pathOf('/a', v1)).toBeUndefined()
+})
+
+test('a warm process and what it leaves are in one group, which outlasts its jobs and is gone with it', async (context) => {
+  const ground = openGround()
+  const problems: string[] = []
+  const groups = openGroups(delegate(context), (problem) => problems.push(problem))
+  const slot = openWarm(ground, byShell(`${DAEMON}; answer "\\"$(sed -n s/^0:://p /proc/self/cgroup)\\""`))
+  const [first, second] = [await slot.run({}, { groups }), await slot.run({}, { groups })]
+  await until('two daemons', () => findSleepers(ground).length === 2)
+  expect(first.resultJson).toContain(`/w1-${ground.uuid}.warm.test.`)
+  expect(second.resultJson).toBe(first.resultJson)
+  expect(foldersIn(groups.base)).toHaveLength(1)
+  await slot.seats.close()
+  expect(findSleepers(ground)).toEqual([])
+  expect(foldersIn(groups.base)).toEqual([])
+  expect(problems).toEqual([])
 })

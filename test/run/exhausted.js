@@ -2,6 +2,8 @@
 import { closeSync, openSync, readdirSync } from 'node:fs'
 import { openLauncher } from '../../dist/run/launcher.js'
 import { runAlgorithm } from '../../dist/run/run.js'
+import { runWarm } from '../../dist/run/warm.js'
+import { openWarmSeats } from '../../dist/run/warm-seat.js'
 
 const { spare, seconds, launched, request } = JSON.parse(process.argv[2])
 const launcher = launched ? openLauncher(request.workerId) : undefined
@@ -14,7 +16,16 @@ const fill = () => {
   } catch {}
 }
 const open = () => readdirSync('/proc/self/fd').length
-await runAlgorithm({ ...request, launcher, signal: abort.signal }).catch(() => {})
+async function runOnce(more) {
+  if (request.algorithm.warm === undefined) return runAlgorithm({ ...request, launcher, ...more })
+  const seats = openWarmSeats({ workshop: request.workdir.path, workerId: 'w1-test', slot: 1 })
+  try {
+    return await runWarm({ ...request, ...more, workdir: seats.openWorkdir(request.algorithm), payloadJson: '{}' })
+  } finally {
+    await seats.close()
+  }
+}
+await runOnce({ signal: abort.signal }).catch(() => {})
 // Two are the launcher's.
 const before = open() - (launched ? 2 : 0)
 fill()
@@ -25,7 +36,7 @@ const onStarted = () => {
     setTimeout(() => abort.abort({ kind: 'interrupted' }), 1000 * seconds)
   }
 }
-const came = await runAlgorithm({ ...request, launcher, signal: abort.signal, onStarted }).catch((error) => error)
+const came = await runOnce({ signal: abort.signal, onStarted }).catch((error) => error)
 for (const fd of taken) closeSync(fd)
 launcher?.close()
 // Its streams are closed in the turns that follow.

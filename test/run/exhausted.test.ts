@@ -2,7 +2,9 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import type { Algorithm } from '../../src/run/algorithm.ts'
 import { findLeftovers, type Ground, makeRequest, openGround, PROJECT, type RunOptions } from './ground.ts'
+import { byShell } from './warm.ts'
 
 /** Runs in a process that may open 400 files. That it ends by itself shows that no timer of ours holds it. */
 async function runExhausted(
@@ -32,14 +34,18 @@ const WAYS = [
   ['Node', false],
 ] as const
 
-test.each(WAYS)(
-  'where descriptors run out, at whatever step, the worker is at fault, not the job; none is kept: started by %s',
-  async (_, launched) => {
+const STEPS: readonly [string, boolean, Partial<Algorithm>][] = [
+  ['a run that a launcher starts', true, { command: ['/bin/echo', '1'] }],
+  ['a run that Node starts', false, { command: ['/bin/echo', '1'] }],
+  ['a warm process', false, { ...byShell('answer 1'), warm: { maxJobs: 9 } }],
+]
+
+test.each(STEPS)(
+  'where descriptors run out, at whatever step of %s, the worker is at fault, not the job; none is kept',
+  async (_, launched, manifest) => {
     const spares = [0, 1, 2, 3, 4, 5, 6, 8, 10, 30]
     const reports = await Promise.all(
-      spares.map((spare) =>
-        runExhausted(openGround(), { spare, launched }, { manifest: { command: ['/bin/echo', '1'] } }),
-      ),
+      spares.map((spare) => runExhausted(openGround(), { spare, launched }, { manifest })),
     )
     for (const [i, report] of reports.entries()) {
       const { outcome, code, before, after } = report
@@ -47,7 +53,7 @@ test.each(WAYS)(
       expect(['EMFILE', 'worker_fault', 'success'], `${spares[i]} spare: ${JSON.stringify(report)}`).toContain(kind)
       expect(after, `${spares[i]} spare`).toBe(before)
     }
-    expect(reports[0].code).toBe('EMFILE')
+    expect(reports[0].code ?? reports[0].outcome.kind).toMatch(/^(EMFILE|worker_fault)$/)
     expect(reports.at(-1).outcome.kind).toBe('success')
   },
   60_000,

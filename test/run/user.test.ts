@@ -8,6 +8,7 @@ import { type AlgorithmUser, findUser } from '../../src/run/user.ts'
 import { createWorkdir, removeWorkdir } from '../../src/run/workdir.ts'
 import { leaveOut } from '../support/installation.ts'
 import { findLeftovers, type Ground, makeRequest, openGround, PATH, type RunOptions } from './ground.ts'
+import { byShell, openWarm } from './warm.ts'
 
 let ground: Ground
 let nobody: AlgorithmUser
@@ -127,4 +128,35 @@ test('a manifest may name the user; root only by its name, and a worker that is 
   } finally {
     process.seteuid?.(0)
   }
+})
+
+test('a warm process is that user too: its own directory, that of each job and the settings belong to it, what is published is ours', async () => {
+  const slot = openWarm(ground, {
+    ...byShell(
+      'cat .settings.json >"$dir/settings"; echo "$dir" >"$dir/where"; id -u >home.txt; cat home.txt >"$dir/uid"; echo why >/dev/stderr; answer 1',
+    ),
+    user: nobody,
+  })
+  const places: string[] = []
+  for (let i = 0; i < 2; i++) {
+    const report = await slot.run(
+      {},
+      {
+        settings: { SMTP_HOST: 'mail' },
+        look: ({ outputs }) => {
+          expect(outputs.map(({ name }) => name)).toEqual(['settings', 'uid', 'where'])
+          const [settings = '', uid = '', where = ''] = outputs.map(({ path }) => readFileSync(path, 'utf8').trim())
+          expect([settings, uid]).toEqual(['{"SMTP_HOST":"mail"}', String(nobody.uid)])
+          places.push(where)
+          for (const { path } of outputs) expect(statSync(path).uid).toBe(0)
+        },
+      },
+    )
+    expect(report).toMatchObject({ outcome: { kind: 'success' }, stderrTail: 'why\n', logs: ['stderr.log'] })
+  }
+  expect(places[0]).not.toBe(places[1])
+  // Of the folders above it may pass, and list none.
+  expect(asNobody(`ls ${slot.workshop}/.warm; ls ${slot.workshop}/.warm/test; ls ${slot.workshop}/.warm/test/*`)).toBe(
+    '',
+  )
 })

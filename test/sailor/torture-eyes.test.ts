@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
 import { openQueue } from '../../src/queue/queue.ts'
-import { countRuns, enterJournal, readOverlaps } from '../../src/sailor/journal.ts'
+import { countRuns, enterJournal, leaveJournal, readOverlaps } from '../../src/sailor/journal.ts'
 import { readProcess } from '../../src/sailor/process.ts'
 import { makeStandIn, startBucket } from '../../src/sailor/torture/bucket.ts'
 import { makeLogbook } from '../../src/sailor/torture/logbook.ts'
@@ -112,6 +112,12 @@ test('the journal tells of two runs of one job at once, and not of one after the
   await once(other, 'exit')
   enterJournal(after, UUID, '2')
   expect(readOverlaps(after)).toEqual([])
+
+  // A warm sailor has left the job, and lives on.
+  leaveJournal(after, UUID, '2')
+  enterJournal(after, UUID, '3')
+  expect(readOverlaps(after)).toEqual([])
+  expect(countRuns(after)).toBe(3)
 })
 
 test('the lookout tells of a run that outlives its worker, and of two runs of one job', async () => {

@@ -32,14 +32,15 @@ test('each job has a uuid of its own; a sailor can read its orders, and what mus
   for (const { id, expects, body } of jobs) {
     if (expects === 'sailor') {
       const { header, payloadJson } = parsePackage(body)
-      expect(header).toMatchObject({ uuid: id, type: 'drunken_sailor' })
+      expect(header).toMatchObject({ uuid: id, type: expect.stringMatching(/^drunken_sailor(_warm)?$/) })
       expect(readOrders(payloadJson).kind).toBe('orders')
     } else if (!body.includes('no_such_')) expect(() => parsePackage(body), body.toString()).toThrow()
   }
 })
 
-test('the mix has everything: wild sailors, refused packages, delays, priorities, uuids that are put twice', () => {
+test('the mix has everything: wild sailors, warm ones, refused packages, delays, priorities, uuids that are put twice', () => {
   expect(jobs.filter(({ body }) => body.includes('"wild":true')).length).toBeGreaterThan(600)
+  expect(jobs.filter(({ body }) => body.includes('drunken_sailor_warm')).length).toBeGreaterThan(60)
   expect(jobs.filter(({ expects }) => expects === 'refused').length).toBeGreaterThan(60)
   expect(jobs.filter(({ delaySeconds }) => delaySeconds > 0).length).toBeGreaterThan(100)
   expect(jobs.filter(({ copies }) => copies === 2).length).toBeGreaterThan(50)

@@ -13,7 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { uptimeSeconds } from '../process.ts'
 import type { Interval } from './deadline.ts'
 import { MARK } from './marked.ts'
-import { SAILOR_TYPE } from './plan.ts'
+import { SAILOR_TYPE, WARM_SAILOR_TYPE } from './plan.ts'
 import type { TcpProxy } from './proxy.ts'
 import type { Finding } from './verdict.ts'
 
@@ -71,6 +71,8 @@ const EXCUSED_RESTART_MS = 1_000
 const SECOND_TERM_MS = 700
 const TERM_PATIENCE_MS = 45_000
 const CLEANER_MS = 8_000
+/** So few that they are replaced now and then. */
+const WARM_JOBS = 10
 
 interface State {
   readonly options: CrewOptions
@@ -177,14 +179,16 @@ function start(state: State, seat: number): Sailor {
 /** JSON is YAML. The algorithms are each worker's own, so that its runs carry its name. */
 function writeRc({ base, journal, sailor, settings, proxies }: CrewOptions, seat: number, name: string): string {
   const algorithms = join(base, 'algorithms', name)
-  mkdirSync(join(algorithms, SAILOR_TYPE), { recursive: true })
-  const manifest = {
-    name: SAILOR_TYPE,
-    version: '1.0.0',
-    command: ['{node}', sailor, '-s', '{ttr}', '-v', '--journal', journal],
-    env: { [MARK]: `${base}/${name}` },
+  const common = { version: '1.0.0', env: { [MARK]: `${base}/${name}` } }
+  const command = ['{node}', sailor, '--journal', journal]
+  const manifests = {
+    [SAILOR_TYPE]: { ...common, command: [...command, '-s', '{ttr}', '-v'] },
+    [WARM_SAILOR_TYPE]: { ...common, command: [...command, '-s', '0.1', '--warm'], mode: 'warm', max_jobs: WARM_JOBS },
   }
-  writeFileSync(join(algorithms, SAILOR_TYPE, 'algorithm.yaml'), JSON.stringify(manifest))
+  for (const [type, manifest] of Object.entries(manifests)) {
+    mkdirSync(join(algorithms, type), { recursive: true })
+    writeFileSync(join(algorithms, type, 'algorithm.yaml'), JSON.stringify(manifest))
+  }
   const rc = join(algorithms, 'qworkerrc')
   const ours = {
     BEANSTALK_SERVER: '127.0.0.1',

@@ -17,6 +17,10 @@ export interface Marked {
   /** of the worker it belongs to; undefined for the broker */
   readonly worker: string | undefined
   /** of a run; undefined for a worker itself */
+  /**
+   * A warm process is a run without an end of its own, which has many jobs and is none's: its `uuid` is its mark, and its
+   * TTR infinite.
+   */
   readonly run:
     | { readonly mark: string; readonly uuid: string; readonly attempt: string; readonly ttrSeconds: number }
     | undefined
@@ -68,9 +72,9 @@ function readMark(base: string, pid: number, startTicks: number): Marked | undef
         ? undefined
         : {
             mark: run,
-            uuid: variables.get('QWORKER_UUID') ?? run.slice(0, 32),
+            uuid: variables.get('QWORKER_UUID') ?? run,
             attempt: variables.get('QWORKER_ATTEMPT') ?? '?',
-            ttrSeconds: Number(variables.get('QWORKER_TTR')),
+            ttrSeconds: Number(variables.get('QWORKER_TTR') ?? Number.POSITIVE_INFINITY),
           },
   }
 }

@@ -129,6 +129,7 @@ function shuffle<T>(cards: readonly T[], dice: Dice): T[] {
 }
 
 export const SAILOR_TYPE = 'drunken_sailor'
+export const WARM_SAILOR_TYPE = 'drunken_sailor_warm'
 
 /** Over soon, whatever they are. */
 const QUICK: readonly MischiefName[] = [
@@ -159,9 +160,10 @@ const ENDLESS: readonly MischiefName[] = [
   'forks-often',
 ]
 /** For each sailor so many of a hundred jobs; the rest is refused. */
-const WILD_SHARE = 42
+const WILD_SHARE = 36
 const QUICK_SHARE = 44
 const ENDLESS_SHARE = 8
+const WARM_SHARE = 6
 const UNKNOWN_TYPE_SHARE = 2
 const TWICE_SHARE = 5
 const TTRS = [1, 1, 1, 2, 3]
@@ -179,7 +181,11 @@ export function planJob(seed: number, number: number): PlannedJob {
     const body = encode({ uuid, type: SAILOR_TYPE, ...headerOf(share, dice) }, payloadOf(share, dice))
     return { id: uuid, expects: 'sailor', hasStatus: true, body, ...put }
   }
-  if (share < WILD_SHARE + QUICK_SHARE + ENDLESS_SHARE + UNKNOWN_TYPE_SHARE) {
+  if (share < WILD_SHARE + QUICK_SHARE + ENDLESS_SHARE + WARM_SHARE) {
+    const body = encode({ uuid, type: WARM_SAILOR_TYPE }, { seed: dice(2 ** 31), sleep: dice(20) / 100 })
+    return { id: uuid, expects: 'sailor', hasStatus: true, body, ...put }
+  }
+  if (share < WILD_SHARE + QUICK_SHARE + ENDLESS_SHARE + WARM_SHARE + UNKNOWN_TYPE_SHARE) {
     const body = encode({ uuid, type: `no_such_${dice(100)}` }, {})
     return { id: uuid, expects: 'refused', hasStatus: true, body, ...put }
   }
