@@ -5,7 +5,7 @@
  */
 
 import { fstatSync, write } from 'node:fs'
-import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { writeOut } from './exit.ts'
 
 export interface LogOutput {
@@ -19,6 +19,8 @@ const STDOUT = 1
 const NEWLINE = 10
 const MAX_UNREAD_BYTES = 4 * 2 ** 20
 const FLUSH_MS = 3_000
+/** What a worker that is killed had to say in its last moment is lost. */
+const GATHER_MS = 10
 
 export function openLogOutput(): LogOutput {
   return isFile() ? new FileOutput() : { isFile: false, write: writeBounded, flush: async () => {} }
@@ -43,6 +45,9 @@ class FileOutput implements LogOutput {
   #writing: Promise<void> | undefined
   /** the last line in the file has no end */
   #isTorn = false
+  /** from the first flush on, each line is written at once */
+  #isHurried = false
+  #hurry: () => void = () => undefined
 
   write(text: string): void {
     if (this.#waitingLength > MAX_UNREAD_BYTES) return
@@ -54,15 +59,28 @@ class FileOutput implements LogOutput {
   }
 
   async flush(): Promise<void> {
+    this.#isHurried = true
+    this.#hurry()
     const patience = new AbortController()
     await Promise.race([this.#writing, sleep(FLUSH_MS, undefined, { signal: patience.signal }).catch(() => undefined)])
     patience.abort()
   }
 
+  /** One write for the lines of several jobs: each is a trip to the thread pool. */
+  #gather(): Promise<void> {
+    if (this.#isHurried) return Promise.resolve()
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, GATHER_MS)
+      this.#hurry = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+  }
+
   async #writeAll(): Promise<void> {
-    // One write for the lines of one turn.
-    await nextTurn()
     while (this.#waiting.length > 0) {
+      await this.#gather()
       const bytes = Buffer.from(`${this.#isTorn ? '\n' : ''}${this.#waiting.join('')}`)
       this.#waiting = []
       this.#waitingLength = 0

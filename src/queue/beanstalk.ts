@@ -336,12 +336,21 @@ class Connection {
       if (this.#pending.size === 0) this.#oldestSince = performance.now()
       this.#pending.add(command)
       this.#clock ??= setInterval(() => this.#checkOldest(), Math.min(1000, this.replyMs / 4, limitMs / 4)).unref()
+      this.#cork()
       send(this.#client, (word, ...args) => {
         if (!this.#pending.delete(command)) return
         this.#oldestSince = performance.now()
         resolve(word === null ? { ok: true, args } : { ok: false, word })
       })
     })
+  }
+
+  /** Commands of one turn go out in one write: with many in flight, and when a deletion and a `reserve` come together. */
+  #cork(): void {
+    const { stream } = this.#client
+    if (stream === null || stream.writableCorked > 0) return
+    stream.cork()
+    process.nextTick(() => stream.uncork())
   }
 
   /** Sends a command that is answered with a YAML dictionary; the word itself when the reply is another. */

@@ -1,7 +1,7 @@
 /** The first process of a run: started by the slot's launcher (launcher.ts) where that can, else by Node itself. */
 
 import { type ChildProcess, spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { closeSync, fchownSync, openSync, realpathSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import type { Outcome } from '../job/outcome.ts'
@@ -67,7 +67,7 @@ export async function startFirstProcess(
   const barred = algorithm.user && (await accessProblem(algorithm.user, workdir.scratch, file))
   if (barred) return { outcome: { kind: 'not_started', detail: `algorithm ${algorithm.name}: ${barred}` } }
   if (request.signal.aborted) return { outcome: request.signal.reason as RunEnd }
-  const mark = `${request.workerId}.${request.uuid}.${request.attempt}.${randomBytes(8).toString('hex')}`
+  const mark = `${request.workerId}.${request.uuid}.${request.attempt}.${randomUUID().slice(-17).replace('-', '')}`
   const realPath = realPathOf(workdir.path)
   const streams = openStreams(workdir)
   const group = request.groups?.make(mark, algorithm.restraint?.inGroup)

@@ -341,11 +341,11 @@ async function readResult(
       problem: `stdout has ${size} bytes, a result may have ${MAX_RESULT_BYTES}: write large data to a file in the working directory`,
     }
   }
+  if (size === 0 && output === 'auto') return { json: 'null' }
   const bytes = size <= SMALL_BYTES ? readHead(fd, size) : await readFile(path)
   const text = decode(bytes)
   if (output !== 'text' && text !== undefined && isJson(text)) return { json: text }
   if (output === 'json') return { problem: jsonProblem(text, bytes.length) }
-  if (output === 'auto' && bytes.length === 0) return { json: 'null' }
   if (text === undefined) return output === 'auto' ? { json: 'null' } : { problem: 'stdout is not UTF-8 text' }
   return { json: output === 'auto' && bytes.length > MAX_TEXT_RESULT_BYTES ? 'null' : JSON.stringify(text) }
 }

@@ -16,8 +16,8 @@ import {
   ftruncateSync,
   lstatSync,
   mkdirSync,
-  opendirSync,
   openSync,
+  readdirSync,
   readSync,
   renameSync,
   rmSync,
@@ -69,8 +69,8 @@ export interface Output extends PublishedFile {
 
 export const SETTINGS_FILE = '.settings.json'
 const OURS: ReadonlySet<string> = new Set(['input.json', SETTINGS_FILE])
-/** So many names are listed, and so many bytes written and read, without letting the loop go on. */
-const FEW = 8
+/** Of what is larger, files are written and read, and directories listed, while the loop goes on. */
+const SMALL_FOLDER_BYTES = 16 * 2 ** 10
 const MOST_SPARES = 64
 const STREAMS = ['stdout.log', 'stderr.log']
 export const SMALL_BYTES = 64 * 2 ** 10
@@ -207,18 +207,9 @@ export class Spares {
   }
 }
 
-/** Names in a directory; undefined when there are more than a few. */
+/** Names in a directory; undefined when there may be more than some hundreds. */
 function listFew(path: string): string[] | undefined {
-  const dir = opendirSync(path, { bufferSize: FEW + 1 })
-  try {
-    const names: string[] = []
-    for (let entry = dir.readSync(); entry !== null; entry = dir.readSync()) {
-      if (names.push(entry.name) > FEW) return undefined
-    }
-    return names
-  } finally {
-    dir.closeSync()
-  }
+  return lstatSync(path).size > SMALL_FOLDER_BYTES ? undefined : readdirSync(path)
 }
 
 /** What was in them when their runs were over: from then on nobody changes it but we. */

@@ -4,7 +4,8 @@
  * publication, three waits for the disk, and nothing else in the store waits:
  *
  * 1. The bytes of every file, before any gets its published name: otherwise a name could be there without its bytes, and
- *    what an earlier attempt published would be lost with it. Empty files have none, and are not even opened.
+ *    what an earlier attempt published would be lost with it. Empty files have none, and are not even opened. Where
+ *    nothing was published before, nothing can be lost: then this is one wait with the next.
  * 2. The names of all that but the result, before result.json gets its own: file systems with a journal keep the order of
  *    names, but not all of them that of files which were not synced themselves (btrfs), and others none at all. With it
  *    the name of the job's directory in its shard, which mkdir(2) made, whoever called it: a sync of a directory need

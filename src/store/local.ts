@@ -32,7 +32,7 @@ import { readdir, rm } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { promisify } from 'node:util'
 import { isUuid } from '../job/package.ts'
-import { syncDirectories, syncFiles } from './durable.ts'
+import { syncDirectories } from './durable.ts'
 import { breakDeadLock, LOCK, takeLock } from './lock.ts'
 import { checkBase, guard } from './place.ts'
 import {
@@ -55,6 +55,7 @@ import {
   type Staged,
   stageAll,
   stageStatus,
+  syncStage,
 } from './staging.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 
@@ -145,11 +146,15 @@ async function publish(
     })
     if (stage === undefined) return false
     const open = stage
-    await guard(base.path, () => stageAll(open, publication))
+    const isFirst = lookAt(join(dir, 'status.json')) === undefined
+    await guard(base.path, async () => {
+      await stageAll(open, publication)
+      if (!isFirst) await syncStage(open)
+    })
     if (!(await beforeCommit())) return false
     await guard(base.path, async () => {
       await nameFiles(open)
-      await syncJobDir(base, dir)
+      await all([syncStage(open), syncJobDir(base, dir)])
     })
     const { result } = open
     if (result === undefined) return true
@@ -159,6 +164,11 @@ async function publish(
     unlock()
     if (stage !== undefined) closeStage(stage)
   }
+}
+
+/** As Promise.all, but nothing is under way any more when it rejects. */
+async function all(steps: readonly Promise<void>[]): Promise<void> {
+  for (const end of await Promise.allSettled(steps)) if (end.status === 'rejected') throw end.reason
 }
 
 /** False when there is a result already. */
@@ -189,7 +199,7 @@ async function writeStatus(base: Base, uuid: string, status: string): Promise<vo
     const stage = openStage(dir, makeJobDir(base, dir).dev, findStaging(base))
     try {
       await stageStatus(stage, status)
-      await syncFiles(stage.unsynced)
+      await syncStage(stage)
       await nameFiles(stage)
       await syncJobDir(base, dir)
     } finally {

@@ -54,7 +54,7 @@ export function closeStage(stage: Stage): void {
   for (const path of stage.temporaries) removeFile(path)
 }
 
-/** Brings all that is to be published onto the store's disk, durable. */
+/** Brings all that is to be published onto the store's disk; the last bytes of it are made durable by `syncStage`. */
 export async function stageAll(stage: Stage, { files, status, result }: Publication): Promise<void> {
   for (const [name, source] of files) {
     stage.files.push({ name, path: await stageFile(stage, name, source) })
@@ -62,7 +62,10 @@ export async function stageAll(stage: Stage, { files, status, result }: Publicat
   }
   await stageStatus(stage, status)
   if (result !== undefined) stage.result = { name: 'result.json', path: await writeText(stage, result) }
-  await syncFiles(stage.unsynced)
+}
+
+export function syncStage(stage: Stage): Promise<void> {
+  return syncFiles(stage.unsynced)
 }
 
 /** After the files: it is named after them. */

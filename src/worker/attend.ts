@@ -42,7 +42,6 @@ const TWIN_DELAY_SECONDS = 1
 /** The copies of a failed attempt may take this long before the job is settled; the outbox goes on without us. */
 const FAILURE_PATIENCE_MS = 3_000
 const MOST_FREE_FAULTS = 10
-/** A reservation is taken for ours without a question; never at the commit. A TTR is ten times as long at least. */
 const JUST_RESERVED_MS = 100
 
 /** What a slot is doing, for people. */
@@ -69,6 +68,8 @@ export interface Hand {
   readonly signal: AbortSignal
   /** performance.now() */
   readonly reservedAt: number
+  /** Date.now() then */
+  readonly reservedDate: number
   /** Called when the deletion was sent. */
   readonly onDeleting?: () => void
 }
@@ -269,7 +270,7 @@ async function openWorkdir(
 ): Promise<Workdir | WarmWorkdir> {
   const settings = context.settingsFor(algorithm)
   if (algorithm.warm !== undefined) return warm.openWorkdir(algorithm, settings)
-  return createWorkdir(context.workshop, runId, workPackage.payloadJson, settings, algorithm.user)
+  return createWorkdir(context.workshop, runId, workPackage.payloadJson, settings, algorithm.user, context.spares)
 }
 
 /**
@@ -396,13 +397,8 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   const facts = factsOf(job, job.algorithm.version)
   doing.step = 'publishing'
   if (outcome.kind === 'success') {
-    let isBeforeCommit = false
     // Asked twice: before published names change, and right before the commit.
-    const stillOurs = async () => {
-      if (isBeforeCommit || performance.now() - job.reservedAt > JUST_RESERVED_MS) return holdsBoth(job)
-      isBeforeCommit = true
-      return true
-    }
+    const stillOurs = () => (isJustReserved(job) ? holdsAttempt(job) : holdsBoth(job))
     const isPublished = await publishSuccess(context.stores, facts, previous, record, report, workdir, stillOurs)
     if (!isPublished) return discard(job, record)
     await endAttempt(job, record, 'complete', true)
@@ -426,9 +422,22 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   if (outcome.kind === 'worker_fault') await context.isMachineAtFault(outcome.detail)
 }
 
+/**
+ * A reservation lasts one TTR, of a second at least: a moment after it was made it is ours without a question to the
+ * broker, as long as its connection is. By two clocks: one of them may stand still while a machine sleeps.
+ */
+function isJustReserved({ hold, reservedAt, reservedDate }: Attempt): boolean {
+  const isSoon = (ms: number) => ms >= 0 && ms < JUST_RESERVED_MS
+  return hold.isConnected && isSoon(performance.now() - reservedAt) && isSoon(Date.now() - reservedDate)
+}
+
 /** The reservation and the newest attempt. */
 async function holdsBoth(job: Attempt): Promise<boolean> {
-  return (await job.hold.isOurs()) && (await job.context.tracker.holds(job.ref.uuid, job.fence))
+  return (await job.hold.isOurs()) && (await holdsAttempt(job))
+}
+
+function holdsAttempt({ context, ref, fence }: Attempt): Promise<boolean> {
+  return context.tracker.holds(ref.uuid, fence)
 }
 
 async function endAttempt(

@@ -20,6 +20,8 @@ import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
 export interface Hold {
   /** as it was when it was made; its methods are this module's to call */
   readonly reservation: Reservation
+  /** Nothing was heard of a broken connection. */
+  readonly isConnected: boolean
   /** Touches now. False when the reservation is no longer ours; while the broker is away this waits for it. */
   isOurs(): Promise<boolean>
   /** Tells the broker, again if the connection breaks meanwhile. False when there was nothing of ours left to settle. */
@@ -71,6 +73,7 @@ class TouchingHold implements Hold {
   readonly #timer: NodeJS.Timeout
   #current: Reservation
   #isLost = false
+  #isBroken = false
   #touching: Promise<boolean> | undefined
   #regaining: Promise<boolean> | undefined
 
@@ -108,7 +111,12 @@ class TouchingHold implements Hold {
     }
   }
 
+  get isConnected(): boolean {
+    return !this.#isBroken && !this.#isLost
+  }
+
   onClosed(): void {
+    this.#isBroken = true
     if (!this.#giveUp.signal.aborted) void this.#touch()
   }
 
@@ -159,6 +167,7 @@ class TouchingHold implements Hold {
 
   async #takeBack(cause: QueueError): Promise<boolean> {
     const began = performance.now()
+    this.#isBroken = true
     this.#options.onBroken(cause.message)
     const taken = await regainReservation(this.#options, began + REGAIN_SECONDS * 1000, this.#giveUp.signal)
     if (typeof taken === 'string') return this.#lose(taken)

@@ -199,7 +199,8 @@ export class Slot {
       const tools = { launcher: this.#launcher, warm: this.#warm }
       const hand = { context: this.#context, slot: this.number, reservation, hold, doing, ...tools }
       const onDeleting = () => this.#askAhead()
-      const faulty = await attendJob({ ...hand, signal: run.signal, reservedAt: performance.now(), onDeleting })
+      const times = { reservedAt: performance.now(), reservedDate: Date.now() }
+      const faulty = await attendJob({ ...hand, ...times, signal: run.signal, onDeleting })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)
     } finally {
       hold.stop()

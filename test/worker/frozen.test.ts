@@ -34,7 +34,7 @@ function isStopped(pid: number): boolean {
 
 test('a worker that is stopped right before it publishes and goes on soon takes its job back: it ran once, and another gave it back meanwhile', async () => {
   const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
-  home.addAlgorithm('job', `${NOTES}; ${RESULT}`)
+  home.addAlgorithm('job', `${NOTES}; sleep 0.3; ${RESULT}`)
   const proxy = await startProxy(home.broker.port)
   proxy.holdFrom('touch')
   const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
