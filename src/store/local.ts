@@ -13,7 +13,7 @@
  * machine) does the lock's age decide.
  */
 
-import { constants } from 'node:fs'
+import { constants, type Stats } from 'node:fs'
 import { access, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { isUuid } from '../job/package.ts'
@@ -34,6 +34,8 @@ import { type LocalStore, type Publication, type Publisher, type StoredFile, Sto
 const STALE_MS = 3_600_000
 /** A disk on which not even this has room is full. */
 const PROBE_BYTES = 64 * 1024
+/** The coarsest file systems count time in steps of two seconds. */
+const SETTLED_MS = 2_000
 const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
 
 /** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
@@ -80,7 +82,7 @@ export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY)
       await checkIdentity(base)
       return readDocument(base.path, uuid, document)
     },
-    find: (uuid, name) => find(base.path, uuid, name),
+    find: (uuid, name, known) => find(base.path, uuid, name, known),
     close: async () => {},
   }
 }
@@ -226,7 +228,13 @@ async function readDocument(base: string, uuid: string, document: string): Promi
   })
 }
 
-async function find(base: string, uuid: string, name: string): Promise<StoredFile | undefined> {
+async function find(
+  base: string,
+  uuid: string,
+  name: string,
+  known: StoredFile | undefined,
+): Promise<StoredFile | undefined> {
+  if (known?.version !== undefined && (await isUnchanged(base, known))) return known
   if (!isUuid(uuid) || !isFileName(name)) return undefined
   const dir = jobDir(base, uuid)
   const path = join(dir, name)
@@ -235,8 +243,20 @@ async function find(base: string, uuid: string, name: string): Promise<StoredFil
     if (!file) await stat(base)
     if (!shard?.isDirectory() || !job?.isDirectory() || !file?.isFile()) return undefined
     if (!ALWAYS_READABLE.has(name) && !(await statOf(join(dir, 'result.json')))?.isFile()) return undefined
-    return { path, bytes: file.size, modified: file.mtime }
+    return { path, bytes: file.size, modified: file.mtime, version: versionOf(file) }
   })
+}
+
+/** The folders on the way are not looked at: whatever they are now, they lead to the very file that was found. */
+async function isUnchanged(base: string, { path, version }: StoredFile): Promise<boolean> {
+  const stats = await guard(base, () => statOf(path))
+  return stats !== undefined && versionOf(stats) === version
+}
+
+/** Whoever sets the time of a file back changes the time of that change. */
+function versionOf({ dev, ino, size, mtimeMs, ctimeMs }: Stats): string | undefined {
+  if (Date.now() - ctimeMs < SETTLED_MS) return undefined
+  return `${dev}:${ino}:${size}:${mtimeMs}:${ctimeMs}`
 }
 
 function jobDir(base: string, uuid: string): string {

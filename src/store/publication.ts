@@ -1,8 +1,8 @@
 /** What a store takes: the names, and the files that bytes are read from. The same for every driver. */
 
 import { randomBytes } from 'node:crypto'
-import { constants, type Stats } from 'node:fs'
-import { type FileHandle, lstat, open } from 'node:fs/promises'
+import { constants, lstat, type Stats } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
 import { describe, isUuid, uuidProblem } from '../job/package.ts'
 import { type Publication, StoreError } from './store.ts'
 
@@ -61,13 +61,15 @@ export function errnoOf(error: unknown): string {
 }
 
 /** What a name stands for, links not followed; undefined when nothing of that name is there. */
-export async function statOf(path: string): Promise<Stats | undefined> {
-  try {
-    return await lstat(path)
-  } catch (error) {
-    if (isAbsence(error)) return undefined
-    throw error
-  }
+export function statOf(path: string): Promise<Stats | undefined> {
+  // Not that of node:fs/promises, which takes half as long again: every answer of the HTTP server asks.
+  return new Promise((resolve, reject) => {
+    lstat(path, (error, stats) => {
+      if (error === null) resolve(stats)
+      else if (isAbsence(error)) resolve(undefined)
+      else reject(error)
+    })
+  })
 }
 
 /** Codes that mean: nothing of that name is there that we would serve. */
