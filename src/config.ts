@@ -4,7 +4,6 @@
  */
 
 import { dirname, isAbsolute, join, resolve } from 'node:path'
-import * as v from 'valibot'
 import { formatBytes, parseBytes } from './job/bytes.ts'
 import { parseDuration } from './job/duration.ts'
 import { describe } from './job/package.ts'
@@ -134,7 +133,7 @@ export const SHAREABLE: readonly ConfigKey[] = [
 
 const MAX_SECONDS = 366 * 24 * 3600
 
-const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
+const SETTINGS: Record<ConfigKey, Check> = {
   BEANSTALK_SERVER: servers(),
   BEANSTALK_PORT: integer('a port', 1, 65535),
   BROKER_FSYNC: word('each', 'interval', 'never'),
@@ -154,23 +153,21 @@ const SETTINGS: Record<ConfigKey, v.GenericSchema<unknown, unknown>> = {
   MAX_SCRATCH: bytes(),
   ALGORITHM_DIRS: list('folders', text('a folder')),
   RESULT_BASEDIR: text('a folder'),
-  RESULT_BASEURL: autoOr(httpUrl()),
+  RESULT_BASEURL: orWord('auto', httpUrl()),
   HTTP_HOST: text('a host name or address'),
   HTTP_PORT: orWord('off', integer('a port', 0, 65535)),
-  S3_BUCKET: v.nullable(
-    text('a bucket name: 3 to 63 of a-z 0-9 . -', (s) => /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(s)),
-  ),
+  S3_BUCKET: orNull(text('a bucket name: 3 to 63 of a-z 0-9 . -', (s) => /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(s))),
   S3_PREFIX: keyPrefix(),
-  S3_ENDPOINT: v.nullable(httpUrl()),
+  S3_ENDPOINT: orNull(httpUrl()),
   S3_REGION: text('a region'),
   S3_FORCE_PATH_STYLE: flag(),
   S3_PATIENCE: seconds(0),
-  SMTP_HOST: v.nullable(text('a host name or address')),
+  SMTP_HOST: orNull(text('a host name or address')),
   SMTP_PORT: integer('a port', 1, 65535),
   SMTP_SECURE: word('none', 'starttls', 'tls'),
-  SMTP_USER: v.nullable(text('a user name')),
-  SMTP_PASSWORD: v.nullable(text('a password')),
-  SMTP_FROM: v.nullable(text('a mail address')),
+  SMTP_USER: orNull(text('a user name')),
+  SMTP_PASSWORD: orNull(text('a password')),
+  SMTP_FROM: orNull(text('a mail address')),
   LOG_LEVEL: word('debug', 'info', 'warn', 'error'),
   LOG_FORMAT: word('auto', 'text', 'json'),
 }
@@ -227,9 +224,9 @@ export async function loadConfig(sources: ConfigSources = {}): Promise<Config> {
       continue
     }
     const [origin, value, folder] = pick(key, sources, env, fromFile, base)
-    const checked = v.safeParse(SETTINGS[key], value)
-    if (checked.success) config[key] = atHome(key, checked.output, folder)
-    else problems.push(`${origin}: ${key} must be ${checked.issues[0]?.message}; it is ${shown(key, value)}`)
+    const checked = SETTINGS[key](value)
+    if ('value' in checked) config[key] = atHome(key, checked.value, folder)
+    else problems.push(`${origin}: ${key} must be ${checked.expected}; it is ${shown(key, value)}`)
   }
   if (problems.length === 0) problems.push(...findServerProblems(config as unknown as Config))
   if (problems.length > 0) throw new ConfigError('bad_value', problems)
@@ -432,155 +429,126 @@ function shown(key: string, value: unknown): string {
   return Array.isArray(value) && value.length > 0 ? value.map(describe).join(', ') : describe(value)
 }
 
-// Schemas. Each message completes the sentence "KEY must be ...". Text is taken for numbers everywhere: the environment
-// has nothing else, and older rc files quote their ports.
+// Each expectation completes the sentence "KEY must be ...". Text is taken for numbers everywhere: the environment has
+// nothing else, and older rc files quote their ports.
 
-function text(what: string, accepts: (value: string) => boolean = () => true) {
-  return v.pipe(
-    v.string(what),
-    v.check(
-      (value) => value.length > 0 && value.length <= 4096 && !/[\u0000-\u001f\u007f]/.test(value) && accepts(value),
-      what,
-    ),
-  )
+/** What a value comes to, or what was expected instead. */
+type Checked<T = unknown> = { readonly value: T } | { readonly expected: string }
+type Check<T = unknown> = (value: unknown) => Checked<T>
+
+function text(expected: string, accepts: (value: string) => boolean = () => true): Check<string> {
+  return (value) => {
+    const isText = typeof value === 'string' && value.length > 0 && value.length <= 4096
+    return isText && !/[\u0000-\u001f\u007f]/.test(value) && accepts(value) ? { value } : { expected }
+  }
 }
 
-function integer(what: string, min: number, max: number) {
-  const message = `${what}, a whole number from ${min} to ${max}`
-  return v.pipe(
-    v.union([v.number(), v.pipe(v.string(), v.regex(/^\d{1,15}$/), v.transform(Number))], message),
-    v.check((value) => Number.isInteger(value) && value >= min && value <= max, message),
-  )
+function integer(what: string, min: number, max: number): Check<number> {
+  const expected = `${what}, a whole number from ${min} to ${max}`
+  return (given) => {
+    const value = typeof given === 'string' && /^\d{1,15}$/.test(given) ? Number(given) : given
+    return isNumber(value) && Number.isInteger(value) && value >= min && value <= max ? { value } : { expected }
+  }
 }
 
-function seconds(min: number) {
-  const message = `a duration of at least ${min} seconds such as 90, 90s, 5m or 2h`
-  return v.pipe(
-    v.union([v.number(), v.string()], message),
-    v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
-      try {
-        const value = parseDuration(dataset.value)
-        if (value >= min && value <= MAX_SECONDS) return value
-      } catch {}
-      addIssue({ message })
-      return NEVER
-    }),
-  )
+function isNumber(value: unknown): value is number {
+  return typeof value === 'number'
 }
 
-function bytes(most = Number.MAX_SAFE_INTEGER) {
+function seconds(min: number): Check<number> {
+  const expected = `a duration of at least ${min} seconds such as 90, 90s, 5m or 2h`
+  return quantity(parseDuration, min, MAX_SECONDS, expected)
+}
+
+function bytes(most = Number.MAX_SAFE_INTEGER): Check<number> {
   const limit = most === Number.MAX_SAFE_INTEGER ? '' : `, at most ${formatBytes(most)}`
-  const message = `a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB${limit}`
-  return v.pipe(
-    v.union([v.number(), v.string()], message),
-    v.rawTransform<number | string, number>(({ dataset, addIssue, NEVER }) => {
-      try {
-        const value = parseBytes(dataset.value)
-        if (value >= 1024 && value <= most) return value
-      } catch {}
-      addIssue({ message })
-      return NEVER
-    }),
-  )
+  const expected = `a number of bytes such as 1048576, 512KiB, 64MiB or 1GiB${limit}`
+  return quantity(parseBytes, 1024, most, expected)
 }
 
-function word(...words: [string, ...string[]]) {
-  return v.picklist(words, `one of ${words.join(', ')}`)
+function quantity(
+  parse: (value: string | number) => number,
+  min: number,
+  max: number,
+  expected: string,
+): Check<number> {
+  return (given) => {
+    if (typeof given !== 'string' && !isNumber(given)) return { expected }
+    try {
+      const value = parse(given)
+      if (value >= min && value <= max) return { value }
+    } catch {}
+    return { expected }
+  }
 }
 
-function servers() {
-  return v.pipe(
-    v.unknown(),
-    v.rawTransform<unknown, string | readonly string[]>(({ dataset, addIssue, NEVER }) => {
-      try {
-        return parseServers(dataset.value)
-      } catch (error) {
-        const forms = 'a host, host:port or [IPv6]:port, or a list of these'
-        addIssue({ message: `${forms} (${(error as Error).message})` })
-        return NEVER
-      }
-    }),
-  )
+function servers(): Check<string | readonly string[]> {
+  return (given) => {
+    try {
+      return { value: parseServers(given) }
+    } catch (error) {
+      return { expected: `a host, host:port or [IPv6]:port, or a list of these (${(error as Error).message})` }
+    }
+  }
 }
 
-function orWord(name: string, schema: v.GenericSchema<unknown, number>) {
-  // YAML 1.1 readers, and people, write `off` for false.
-  return v.pipe(
-    v.unknown(),
-    v.transform((value) => (value === false && name === 'off' ? 'off' : value)),
-    v.rawTransform<unknown, unknown>(({ dataset, addIssue, NEVER }) => {
-      if (dataset.value === name) return name
-      const checked = v.safeParse(schema, dataset.value)
-      if (checked.success) return checked.output
-      addIssue({ message: `${name}, or ${checked.issues[0]?.message}` })
-      return NEVER
-    }),
-  )
+function word(...words: readonly string[]): Check<string> {
+  return (value) =>
+    typeof value === 'string' && words.includes(value) ? { value } : { expected: `one of ${words.join(', ')}` }
 }
 
-function flag() {
-  return v.pipe(
-    v.union([v.boolean(), v.picklist(['true', 'false'])], 'true or false'),
-    v.transform((value) => value === true || value === 'true'),
-  )
+function orWord(name: string, check: Check): Check {
+  return (given) => {
+    // YAML 1.1 readers, and people, write `off` for false.
+    if (given === name || (given === false && name === 'off')) return { value: name }
+    const checked = check(given)
+    return 'value' in checked ? checked : { expected: `${name}, or ${checked.expected}` }
+  }
 }
 
-function tube() {
+function orNull(check: Check): Check {
+  return (value) => (value === null ? { value } : check(value))
+}
+
+function flag(): Check<boolean> {
+  return (value) => {
+    const isFlag = value === true || value === false || value === 'true' || value === 'false'
+    return isFlag ? { value: value === true || value === 'true' } : { expected: 'true or false' }
+  }
+}
+
+function tube(): Check<string> {
   return text('a tube name: up to 200 of A-Z a-z 0-9 - + / ; . $ _ ( ), not beginning with -', isTubeName)
 }
 
 /** A YAML list, or text with commas. */
-function list(what: string, item: v.GenericSchema<unknown, unknown>) {
-  return v.pipe(
-    v.unknown(),
-    v.transform((value) => (typeof value === 'string' ? value.split(',').map((part) => part.trim()) : value)),
-    v.rawTransform<unknown, unknown[]>(({ dataset, addIssue, NEVER }) => {
-      const values = dataset.value
-      if (Array.isArray(values) && values.length > 0 && values.length <= 100) {
-        const bad = values.map((value) => v.safeParse(item, value)).find((checked) => !checked.success)
-        if (bad === undefined) return [...new Set(values)]
-        addIssue({ message: `a list of ${what}, each ${bad.issues?.[0]?.message}` })
-        return NEVER
-      }
-      addIssue({ message: `a list of 1 to 100 ${what}` })
-      return NEVER
-    }),
-  )
+function list(what: string, check: Check): Check {
+  return (given) => {
+    const values: unknown = typeof given === 'string' ? given.split(',').map((part) => part.trim()) : given
+    if (!Array.isArray(values) || values.length < 1 || values.length > 100) {
+      return { expected: `a list of 1 to 100 ${what}` }
+    }
+    const bad = values.map(check).find((checked) => 'expected' in checked)
+    return bad === undefined ? { value: [...new Set(values)] } : { expected: `a list of ${what}, each ${bad.expected}` }
+  }
 }
 
-function httpUrl() {
-  const message = 'a URL that begins with http:// or https://'
-  return v.pipe(
-    v.string(message),
-    v.check((value) => {
-      const url = URL.canParse(value) ? new URL(value) : undefined
-      return (
-        (url?.protocol === 'http:' || url?.protocol === 'https:') &&
-        url.username === '' &&
-        url.search === '' &&
-        url.hash === ''
-      )
-    }, `${message}, without a user, a query or a fragment`),
-    v.transform((value) => value.replace(/\/+$/, '')),
-  )
+function httpUrl(): Check<string> {
+  const expected = 'a URL that begins with http:// or https://'
+  return (value) => {
+    const url = typeof value === 'string' && URL.canParse(value) ? new URL(value) : undefined
+    if (url?.protocol !== 'http:' && url?.protocol !== 'https:') return { expected }
+    const isBare = url.username === '' && url.search === '' && url.hash === ''
+    if (!isBare) return { expected: `${expected}, without a user, a query or a fragment` }
+    return { value: String(value).replace(/\/+$/, '') }
+  }
 }
 
-function autoOr(schema: ReturnType<typeof httpUrl>) {
-  return v.union([v.literal('auto'), schema], 'auto, or a URL that begins with http:// or https://')
-}
-
-function keyPrefix() {
-  const message = 'a prefix of S3 keys such as results/ (no leading slash, no "..")'
-  return v.pipe(
-    v.string(message),
-    v.check(
-      (value) =>
-        /^[A-Za-z0-9!_.*'()/-]*$/.test(value) &&
-        !value.startsWith('/') &&
-        !value.split('/').includes('..') &&
-        value.length <= 512,
-      message,
-    ),
-    v.transform((value) => (value === '' || value.endsWith('/') ? value : `${value}/`)),
-  )
+function keyPrefix(): Check<string> {
+  const expected = 'a prefix of S3 keys such as results/ (no leading slash, no "..")'
+  return (value) => {
+    if (typeof value !== 'string' || value.length > 512 || !/^[A-Za-z0-9!_.*'()/-]*$/.test(value)) return { expected }
+    if (value.startsWith('/') || value.split('/').includes('..')) return { expected }
+    return { value: value === '' || value.endsWith('/') ? value : `${value}/` }
+  }
 }

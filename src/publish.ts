@@ -75,9 +75,13 @@ function readSoon(s3: Store, uuid: string, document: 'status.json' | 'result.jso
   return s3.read(uuid, document, AbortSignal.timeout(S3_HISTORY_MS)).catch(() => undefined)
 }
 
-/** Attempts that count: a job that failed for good and was kicked by hand begins anew. */
+/**
+ * Attempts of a job without a result that count. One that failed for good and was kicked by hand begins anew. A success
+ * whose result was never committed is none: this machine failed it, or its worker died, which the tracker knows.
+ */
 export function countedAttempts(history: JobHistory): readonly AttemptRecord[] {
-  return history.status === undefined || history.status.state === 'failed' ? [] : history.status.attempts
+  if (history.status === undefined || history.status.state === 'failed') return []
+  return history.status.attempts.filter(({ outcome }) => outcome !== 'success')
 }
 
 /** Makes the record of one attempt. */

@@ -28,7 +28,7 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
   [/^execa$/, /^run\//],
   [/^libsql$/, /^tracker\/sqlite-file\.ts$/],
   [/^pino$/, /^report\/log\.ts$/],
-  [/^valibot$/, /^(config|run\/algorithm)\.ts$/],
+  [/^valibot$/, /^run\/algorithm\.ts$/],
   [/^fastest-levenshtein$/, /^report\/suggestion\.ts$/],
 ]
 

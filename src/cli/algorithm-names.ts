@@ -7,7 +7,7 @@ import { access, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type ConfigSources, findAlgorithmDirs } from '../config.ts'
 import { TYPE_PATTERN } from '../job/package.ts'
-import { MANIFEST } from '../run/algorithm.ts'
+import { MANIFEST } from '../run/yaml.ts'
 
 /** Sorted; folders that cannot be read, and an rc file that is broken, are somebody else's to tell. */
 export async function listAlgorithmNames(sources: Pick<ConfigSources, 'file'>): Promise<string[]> {

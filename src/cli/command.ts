@@ -1,10 +1,17 @@
 /** What all our command lines have in common: help, version, subcommands, and how a wrong one is refused. */
 
-import { Command, CommanderError, Option } from 'commander'
+import { createRequire } from 'node:module'
+import type { Command, Option } from 'commander'
 import { didYouMean, findNear } from '../report/suggestion.ts'
 import { COLOR_WORDS } from './color.ts'
 import { EXIT, endProgram, endWithError } from './exit.ts'
+import type { OptionRow } from './option-table.ts'
 import { readVersion } from './version.ts'
+
+/** Not before somebody needs it: see option-table.ts. Only the first call takes time. */
+function loadCommander(): typeof import('commander') {
+  return createRequire(import.meta.url)('commander')
+}
 
 /** What is loaded only when it is called, or when completions are made. */
 export interface SubcommandModule {
@@ -25,6 +32,7 @@ export type Subcommands = Readonly<Record<string, Subcommand>>
 
 /** A command line without options of its own; what is wrong with it is told by `parseCommandLine`. */
 export function makeCommand(name: string, subcommands: Subcommands = {}): Command {
+  const { Command } = loadCommander()
   const command = new Command(name)
     .version(readVersion(), '-V, --version', 'print the version and the commit it was built from')
     .helpOption('-h, --help', 'print this')
@@ -40,9 +48,18 @@ export function makeCommand(name: string, subcommands: Subcommands = {}): Comman
 
 /** For programs that call `decideColors`; without a word it is `always`. */
 export function makeColorOption(): Option {
+  const { Option } = loadCommander()
   return new Option('--color [when]', 'colours; auto: on a terminal, unless NO_COLOR is set')
     .choices(COLOR_WORDS)
     .preset('always')
+}
+
+export function addOptions(command: Command, table: readonly OptionRow[]): Command {
+  for (const { flags, description, isList } of table) {
+    if (isList) command.option(flags, description, (value: string, values: string[] = []) => [...values, value])
+    else command.option(flags, description)
+  }
+  return command
 }
 
 function makeSubcommandsText(name: string, subcommands: Subcommands): string {
@@ -84,7 +101,7 @@ export async function parseCommandLine<Flags extends object>(
     const isHelp = args[0] === 'help' && Object.keys(subcommands).length > 0
     return command.parse(isHelp ? ['--help'] : args, { from: 'user' }).opts<Flags>()
   } catch (error) {
-    if (!(error instanceof CommanderError)) throw error
+    if (!(error instanceof loadCommander().CommanderError)) throw error
     if (error.exitCode === 0) return endProgram(command.name(), EXIT.ok)
     return refuse(command.name(), describeFault(command, args, error, subcommands))
   }
@@ -98,7 +115,7 @@ export function refuse(program: string, message: string): never {
 function describeFault(
   command: Command,
   args: readonly string[],
-  error: CommanderError,
+  error: { code: string; message: string },
   subcommands: Subcommands,
 ): string {
   if (error.code === 'commander.unknownOption') {

@@ -100,6 +100,12 @@ export function endWithError(program: string, code: number, message: string): ne
   process.exit(code)
 }
 
+/** A part of ours that is not there, or for which no descriptor is left: `bin/` tells the remedy. */
+export function isUnloadable(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException
+  return code === 'EMFILE' || code === 'ERR_MODULE_NOT_FOUND' || code === 'MODULE_NOT_FOUND'
+}
+
 /** Resolves when stdout can take more: a program that reads while it writes does not fill the memory. */
 export function outputDrained(): Promise<void> {
   if (stdoutBroken || !process.stdout.writableNeedDrain) return Promise.resolve()

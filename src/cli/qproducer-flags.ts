@@ -2,7 +2,8 @@
 
 import type { Command } from 'commander'
 import type { ColorWhen } from './color.ts'
-import { makeColorOption, makeCommand } from './command.ts'
+import { addOptions, makeColorOption, makeCommand } from './command.ts'
+import type { OptionRow } from './option-table.ts'
 
 export const PRODUCER = 'qproducer'
 
@@ -40,28 +41,30 @@ With --wait stdout has the result document only, and the exit code is that of th
 own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,
 69 broker or result not reachable, 74 cannot write, 78 bad configuration, 130 interrupted.`
 
+export const OPTIONS: readonly OptionRow[] = [
+  { flags: '-c, --config <file>', description: 'rc file (YAML)' },
+  { flags: '-a, --algorithm <type>', description: 'algorithm that runs the job' },
+  { flags: '-p, --payload <payload>', description: 'payload: JSON, plain text, @file, or - for stdin' },
+  { flags: '-v, --verbose', description: 'tell more' },
+  { flags: '--priority <n>', description: '0 is most urgent (PRIORITY)' },
+  { flags: '--delay <duration>', description: 'time before the job may start (DELAY)' },
+  { flags: '--ttr <duration>', description: 'time to run, at least 1 s (TTR)' },
+  { flags: '--tube <name>', description: 'tube to put into (TUBE)' },
+  { flags: '--uuid <hex>', description: '32 lower-case hexadecimal digits (default: a new one)' },
+  {
+    flags: '--max-attempts <n>',
+    description: "tries before the job is buried (default: the worker's MAX_ATTEMPTS)",
+  },
+  { flags: '--tag <key=value>', description: 'label of the job; may be given more than once', isList: true },
+  { flags: '--batch <file>', description: 'a job for each line of this file, or of stdin with -' },
+  { flags: '--wait', description: 'follow the job to its end and print its result' },
+  { flags: '--timeout <duration>', description: 'with --wait: wait no longer than this' },
+  { flags: '--json', description: 'print one JSON object (with --batch: one for each job, then the account)' },
+]
+
 export function makeProgram(): Command {
-  return makeCommand(PRODUCER)
-    .description('Puts jobs into the queue: takes a payload, makes a work package, prints where its result will be.')
-    .option('-c, --config <file>', 'rc file (YAML)')
-    .option('-a, --algorithm <type>', 'algorithm that runs the job')
-    .option('-p, --payload <payload>', 'payload: JSON, plain text, @file, or - for stdin')
-    .option('-v, --verbose', 'tell more')
-    .option('--priority <n>', '0 is most urgent (PRIORITY)')
-    .option('--delay <duration>', 'time before the job may start (DELAY)')
-    .option('--ttr <duration>', 'time to run, at least 1 s (TTR)')
-    .option('--tube <name>', 'tube to put into (TUBE)')
-    .option('--uuid <hex>', '32 lower-case hexadecimal digits (default: a new one)')
-    .option('--max-attempts <n>', "tries before the job is buried (default: the worker's MAX_ATTEMPTS)")
-    .option(
-      '--tag <key=value>',
-      'label of the job; may be given more than once',
-      (tag: string, tags: string[] = []) => [...tags, tag],
-    )
-    .option('--batch <file>', 'a job for each line of this file, or of stdin with -')
-    .option('--wait', 'follow the job to its end and print its result')
-    .option('--timeout <duration>', 'with --wait: wait no longer than this')
-    .option('--json', 'print one JSON object (with --batch: one for each job, then the account)')
-    .addOption(makeColorOption())
-    .addHelpText('after', EXAMPLES)
+  const command = makeCommand(PRODUCER).description(
+    'Puts jobs into the queue: takes a payload, makes a work package, prints where its result will be.',
+  )
+  return addOptions(command, OPTIONS).addOption(makeColorOption()).addHelpText('after', EXAMPLES)
 }

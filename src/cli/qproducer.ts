@@ -10,8 +10,9 @@ import { didYouMean } from '../report/suggestion.ts'
 import { brokerAddress, brokerAdvice, isEmbedded, serversOf } from './broker.ts'
 import { decideColors } from './color.ts'
 import { parseCommandLine, refuse } from './command.ts'
-import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, writeOut } from './exit.ts'
-import { makeProgram, PRODUCER as PROGRAM, type ProducerFlags } from './qproducer-flags.ts'
+import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, isUnloadable, writeOut } from './exit.ts'
+import { readPlainly } from './option-table.ts'
+import { makeProgram, OPTIONS, PRODUCER as PROGRAM, type ProducerFlags } from './qproducer-flags.ts'
 
 /** Largest payload that is read; beanstalkd's own limit (-z) ends at 1 GiB, and nobody sends that through a queue. */
 const MAX_PAYLOAD_BYTES = 256 * 2 ** 20
@@ -210,7 +211,7 @@ async function connect(config: Config, key?: string): Promise<PutQueue> {
 }
 
 async function main(argv: readonly string[]): Promise<number> {
-  const flags = await parseCommandLine<ProducerFlags>(makeProgram(), argv)
+  const flags = readPlainly<ProducerFlags>(OPTIONS, argv) ?? (await parseCommandLine(makeProgram(), argv))
   const order = checkFlags(flags)
   const { config, dump } = await readConfig(flags, order)
   // With --json and --wait stdout belongs to the document.
@@ -349,6 +350,7 @@ async function run(): Promise<void> {
     if (error instanceof QueueError) {
       endWithError(PROGRAM, error.code === 'too_big' ? EXIT.data : EXIT.unavailable, describePutFailure(error))
     }
+    if (isUnloadable(error)) throw error
     endWithError(PROGRAM, EXIT.software, `unexpected fault: ${error instanceof Error ? error.stack : String(error)}`)
   }
 }

@@ -5,7 +5,7 @@ import { StoreError } from '../store/store.ts'
 import { TrackerError } from '../tracker/tracker.ts'
 import { parseCommandLine, refuse, runSubcommand } from './command.ts'
 import { heedEarlySignals } from './early-signals.ts'
-import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe } from './exit.ts'
+import { complain, EXIT, endProgram, endWithError, ignoreBrokenPipe, isUnloadable } from './exit.ts'
 import { makeProgram, WORKER as NAME } from './qworker-flags.ts'
 import type { WorkerFlags } from './settings.ts'
 import { SUBCOMMANDS } from './subcommands.ts'
@@ -37,9 +37,8 @@ function checkFlags(flags: WorkerFlags): void {
   }
 }
 
-await main().catch((error: NodeJS.ErrnoException) => {
-  // A part that cannot be loaded: the program before us tells what is wrong.
-  if (error.code === 'EMFILE' || error.code === 'ERR_MODULE_NOT_FOUND') throw error
+await main().catch((error: unknown) => {
+  if (isUnloadable(error)) throw error
   // Found when nothing is begun yet: the message has the remedy.
   if (error instanceof TrackerError || error instanceof StoreError) endWithError(NAME, EXIT.cantCreate, error.message)
   complain(NAME, error instanceof Error ? (error.stack ?? error.message) : String(error))

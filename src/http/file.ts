@@ -7,6 +7,7 @@ import { dirname } from 'node:path'
 import { Readable } from 'node:stream'
 import serveHandler from 'serve-handler'
 import type { StoredFile } from '../store/store.ts'
+import { COMMON_HEADERS, JSON_TYPE } from './answer.ts'
 import { type ByteRange, chooseRange, isFresh, type Validators } from './precondition.ts'
 
 /**
@@ -27,6 +28,7 @@ export async function sendFile(
     const stats = await handle.stat()
     if (!stats.isFile()) return false
     const validators = { etag: etagOf(stats), modified: stats.mtime }
+    for (const [name, value] of Object.entries(COMMON_HEADERS)) response.setHeader(name, value)
     response.setHeader('ETag', validators.etag)
     response.setHeader('Last-Modified', stats.mtime.toUTCString())
     response.setHeader('Cache-Control', 'no-cache')
@@ -48,6 +50,17 @@ export async function sendFile(
     return true
   } finally {
     if (!streaming) await handle.close()
+  }
+}
+
+/** Text of a file that the store found; undefined when it is gone meanwhile. */
+export async function readFound({ path }: StoredFile): Promise<string | undefined> {
+  const handle = await openFound(path)
+  try {
+    if (!(await handle?.stat())?.isFile()) return undefined
+    return await handle?.readFile('utf8')
+  } finally {
+    await handle?.close()
   }
 }
 
@@ -120,7 +133,7 @@ function sendUnsatisfiable(response: ServerResponse, bytes: number): void {
   const message = `the file has ${bytes} bytes; the range lies behind its end`
   const text = `${JSON.stringify({ error: 'range_not_satisfiable', message })}\n`
   response.writeHead(416, {
-    'Content-Type': 'application/json; charset=utf-8',
+    'Content-Type': JSON_TYPE,
     'Content-Length': Buffer.byteLength(text),
     'Content-Range': `bytes */${bytes}`,
   })

@@ -4,8 +4,9 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo, Socket } from 'node:net'
 import { encodeStatus, parseStatus, type StatusDocument } from '../job/result.ts'
 import type { LocalStore } from '../store/store.ts'
-import { sendDocument, sendJson, sendPreflight, sendRefusal, setCommonHeaders } from './answer.ts'
-import { sendFile } from './file.ts'
+import { sendJson, sendPreflight, sendRefusal } from './answer.ts'
+import { makeDocument, Shelf, sendDocument } from './document.ts'
+import { readFound, sendFile } from './file.ts'
 import { makeRefusal, makeRoute, type Route } from './route.ts'
 
 const MAX_HEADER_BYTES = 16 * 1024
@@ -37,6 +38,10 @@ export interface ResultServerOptions {
   readonly onError?: (error: unknown) => void
 }
 
+interface Serving extends ResultServerOptions {
+  readonly shelf: Shelf
+}
+
 export interface ResultServer {
   readonly host: string
   readonly port: number
@@ -49,15 +54,15 @@ export interface ResultServer {
  * @throws the error of the system as it came, with its code (EADDRINUSE, EACCES, EADDRNOTAVAIL)
  */
 export async function startResultServer(options: ResultServerOptions): Promise<ResultServer> {
+  const serving: Serving = { ...options, shelf: new Shelf() }
   const settings = { maxHeaderSize: MAX_HEADER_BYTES, connectionsCheckingInterval: TIMEOUT_CHECK_MS }
   const server = createServer(settings, (request, response) => {
     response.on('error', () => {})
     response.on('finish', () => {
       if (!server.listening) setImmediate(() => server.closeIdleConnections())
     })
-    setCommonHeaders(response)
     if (!server.listening) response.setHeader('Connection', 'close')
-    answer(options, request, response).catch((error) => fail(options, request, response, error))
+    answer(serving, request, response).catch((error) => fail(options, request, response, error))
   })
   server.headersTimeout = HEADERS_MS
   server.requestTimeout = REQUEST_MS
@@ -125,7 +130,7 @@ function refuseGarbage(error: NodeJS.ErrnoException, socket: Socket): void {
   socket.end(`HTTP/1.1 ${line}\r\nConnection: close\r\n${type}\r\nContent-Length: ${body.length}\r\n\r\n${body}`)
 }
 
-async function answer(options: ResultServerOptions, request: IncomingMessage, response: ServerResponse): Promise<void> {
+async function answer(serving: Serving, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const route: Route = makeRoute(request.method ?? '', request.url ?? '')
   switch (route.kind) {
     case 'preflight':
@@ -133,13 +138,13 @@ async function answer(options: ResultServerOptions, request: IncomingMessage, re
     case 'refusal':
       return sendRefusal(request, response, route)
     case 'health':
-      return sendJson(request, response, 200, `${JSON.stringify(options.health())}\n`)
+      return sendJson(request, response, 200, `${JSON.stringify(serving.health())}\n`)
     case 'result':
-      return answerResult(options, request, response, route.uuid)
+      return answerResult(serving, request, response, route.uuid)
     case 'status':
-      return answerStatus(options, request, response, route.uuid)
+      return answerStatus(serving, request, response, route.uuid)
     case 'file':
-      return answerFile(options, request, response, route.uuid, route.name)
+      return answerFile(serving, request, response, route.uuid, route.name)
     default: {
       const missing: never = route
       throw new Error(`no answer for ${JSON.stringify(missing)}`)
@@ -148,20 +153,19 @@ async function answer(options: ResultServerOptions, request: IncomingMessage, re
 }
 
 async function answerResult(
-  options: ResultServerOptions,
+  serving: Serving,
   request: IncomingMessage,
   response: ServerResponse,
   uuid: string,
 ): Promise<void> {
-  if (await answerDocument(options.store, request, response, uuid, 'result.json')) return
-  const current = options.running(uuid)
-  const text = current ? encodeStatus(current) : await options.store.read(uuid, 'status.json')
+  if (await answerDocument(serving, request, response, uuid, 'result.json')) return
+  const current = serving.running(uuid)
+  const text = current ? encodeStatus(current) : await serving.store.read(uuid, 'status.json')
   if (text === undefined) return sendRefusal(request, response, unknownJob(uuid))
   const status = current ?? parseStatus(text)
   if (!status) throw new Error(`status.json of job ${uuid} is not a status document of this version`)
   // Published between the first look and the second: status.json is written before result.json.
-  if (status.state === 'complete' && (await answerDocument(options.store, request, response, uuid, 'result.json')))
-    return
+  if (status.state === 'complete' && (await answerDocument(serving, request, response, uuid, 'result.json'))) return
   const code = codeOf(status)
   sendJson(request, response, code, text, code === 202 ? { 'Retry-After': retryAfterSeconds(status) } : {})
 }
@@ -192,40 +196,48 @@ function retryAfterSeconds({ retry_at }: StatusDocument): number {
 }
 
 async function answerStatus(
-  { store, running }: ResultServerOptions,
+  serving: Serving,
   request: IncomingMessage,
   response: ServerResponse,
   uuid: string,
 ): Promise<void> {
-  const current = running(uuid)
+  const current = serving.running(uuid)
   // A complete job that runs once more, since its worker died before it was settled, stays complete.
-  if (current && current.state !== 'complete' && !(await store.find(uuid, 'result.json'))) {
-    return sendDocument(request, response, encodeStatus(current), new Date(current.timestamp))
+  if (current && current.state !== 'complete' && !(await serving.store.find(uuid, 'result.json'))) {
+    return sendDocument(request, response, makeDocument(encodeStatus(current), new Date(current.timestamp)))
   }
-  if (await answerDocument(store, request, response, uuid, 'status.json')) return
-  if (current) return sendDocument(request, response, encodeStatus(current), new Date(current.timestamp))
+  if (await answerDocument(serving, request, response, uuid, 'status.json')) return
+  if (current) return sendDocument(request, response, makeDocument(encodeStatus(current), new Date(current.timestamp)))
   sendRefusal(request, response, unknownJob(uuid))
 }
 
 /** Resolves to false, with nothing sent, when there is no such document. */
 async function answerDocument(
-  store: LocalStore,
+  { store, shelf }: Serving,
   request: IncomingMessage,
   response: ServerResponse,
   uuid: string,
   document: 'result.json' | 'status.json',
 ): Promise<boolean> {
-  const file = await store.find(uuid, document)
+  const name = `${uuid}/${document}`
+  const held = shelf.get(name)
+  const file = await store.find(uuid, document, held?.file)
   if (!file) return false
+  if (held?.file === file) {
+    sendDocument(request, response, held.document)
+    return true
+  }
   if (file.bytes > MAX_HASHED_BYTES) return sendFile(request, response, file, document)
-  const text = await store.read(uuid, document)
+  const text = await readFound(file)
   if (text === undefined) return false
-  sendDocument(request, response, text, file.modified)
+  const made = makeDocument(text, file.modified)
+  shelf.put(name, file, made)
+  sendDocument(request, response, made)
   return true
 }
 
 async function answerFile(
-  { store }: ResultServerOptions,
+  { store }: Serving,
   request: IncomingMessage,
   response: ServerResponse,
   uuid: string,

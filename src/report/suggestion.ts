@@ -1,6 +1,7 @@
 /** What a name that nobody knows may have been meant to be. */
 
-import { distance } from 'fastest-levenshtein'
+import { createRequire } from 'node:module'
+import type { distance } from 'fastest-levenshtein'
 
 const MAX_SUGGESTIONS = 3
 /** Shorter ones are part of too many. */
@@ -25,10 +26,18 @@ export function findNear(name: string, known: Iterable<string>): string[] {
     .map(({ candidate }) => candidate)
 }
 
+let measure: typeof distance | undefined
+
+/** Loaded for the first mistake: most command lines have none. */
+function countDistance(one: string, other: string): number {
+  measure ??= (createRequire(import.meta.url)('fastest-levenshtein') as { distance: typeof distance }).distance
+  return measure(one, other)
+}
+
 /** What was left out at the beginning or the end counts as one. */
 function countEdits(wanted: string, candidate: string): number {
   const isPart = wanted.length >= MIN_PART && candidate !== wanted && candidate.includes(wanted)
-  return isPart ? 1 : distance(wanted, candidate)
+  return isPart ? 1 : countDistance(wanted, candidate)
 }
 
 /** `; did you mean X?` or `; did you mean X, Y or Z?`, else nothing: it ends a message. */

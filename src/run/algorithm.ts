@@ -8,7 +8,7 @@ import { formatBytes, parseBytes } from '../job/bytes.ts'
 import { describe, excerpt, TYPE_PATTERN, typeProblem } from '../job/package.ts'
 import { findRestraint, type Limits, type Restraint } from './limits.ts'
 import { type AlgorithmUser, findUser } from './user.ts'
-import { MAX_YAML_BYTES, readYaml } from './yaml.ts'
+import { MANIFEST, MAX_YAML_BYTES, readYaml } from './yaml.ts'
 
 export interface Algorithm {
   readonly name: string
@@ -56,7 +56,6 @@ export interface CatalogueOptions {
   readonly controllers?: readonly string[]
 }
 
-export const MANIFEST = 'algorithm.yaml'
 const MAX_SHOWN_KEY = 80
 const MAX_SHOWN_ISSUES = 10
 

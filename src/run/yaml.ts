@@ -2,6 +2,9 @@
 
 import { excerpt } from '../job/package.ts'
 
+/** What makes a folder that of an algorithm. Named here for those who look no further, and load no more. */
+export const MANIFEST = 'algorithm.yaml'
+
 /** More than any rc file or manifest has; the time that checking takes grows with the square of it. */
 export const MAX_YAML_BYTES = 64 * 1024
 

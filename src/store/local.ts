@@ -28,7 +28,7 @@ import {
   type Stats,
   statSync,
 } from 'node:fs'
-import { readdir, rm } from 'node:fs/promises'
+import { readdir, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { promisify } from 'node:util'
 import { isUuid } from '../job/package.ts'
@@ -43,6 +43,7 @@ import {
   isFileName,
   lookAt,
   READ_FLAGS,
+  statOf,
   temporaryName,
 } from './publication.ts'
 import {
@@ -61,6 +62,8 @@ import { type LocalStore, type Publication, type Publisher, type StoredFile, Sto
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
 const STALE_MS = 3_600_000
+/** The coarsest file systems count time in steps of two seconds. */
+const SETTLED_MS = 2_000
 const ALWAYS_READABLE = new Set(['result.json', 'status.json', 'stdout.log', 'stderr.log'])
 /** More than this is read, or listed, by the thread pool. */
 const READ_AT_ONCE = 64 * 1024
@@ -91,7 +94,7 @@ export async function openLocal(baseDir: string, publisher: Publisher = ANYBODY)
     publish: (publication, beforeCommit) => publish(base, publication, beforeCommit),
     writeStatus: (uuid, status) => writeStatus(base, uuid, status),
     read: (uuid, document) => read(base, uuid, document),
-    find: (uuid, name) => find(base.path, uuid, name),
+    find: (uuid, name, known) => find(base.path, uuid, name, known),
     close: async () => {},
   }
 }
@@ -239,17 +242,36 @@ async function readDocument(path: string): Promise<string | undefined> {
 
 const readWhole = promisify(readFile)
 
-async function find(base: string, uuid: string, name: string): Promise<StoredFile | undefined> {
+/** For those who ask over HTTP: however long a disk takes, the loop goes on. */
+async function find(
+  base: string,
+  uuid: string,
+  name: string,
+  known: StoredFile | undefined,
+): Promise<StoredFile | undefined> {
+  if (known?.version !== undefined && (await isUnchanged(base, known))) return known
   if (!isUuid(uuid) || !isFileName(name)) return undefined
   const dir = jobDir(base, uuid)
   const path = join(dir, name)
   return guard(base, async () => {
-    const file = lookAt(path)
-    if (!file) statSync(base)
-    if (!file?.isFile() || !lookAt(dir)?.isDirectory() || !lookAt(dirname(dir))?.isDirectory()) return undefined
-    if (!ALWAYS_READABLE.has(name) && !lookAt(join(dir, 'result.json'))?.isFile()) return undefined
-    return { path, bytes: file.size, modified: file.mtime }
+    const [shard, job, file] = await Promise.all([statOf(dirname(dir)), statOf(dir), statOf(path)])
+    if (!file) await stat(base)
+    if (!shard?.isDirectory() || !job?.isDirectory() || !file?.isFile()) return undefined
+    if (!ALWAYS_READABLE.has(name) && !(await statOf(join(dir, 'result.json')))?.isFile()) return undefined
+    return { path, bytes: file.size, modified: file.mtime, version: versionOf(file) }
   })
+}
+
+/** The folders on the way are not looked at: whatever they are now, they lead to the very file that was found. */
+async function isUnchanged(base: string, { path, version }: StoredFile): Promise<boolean> {
+  const stats = await guard(base, () => statOf(path))
+  return stats !== undefined && versionOf(stats) === version
+}
+
+/** Whoever sets the time of a file back changes the time of that change. */
+function versionOf({ dev, ino, size, mtimeMs, ctimeMs }: Stats): string | undefined {
+  if (Date.now() - ctimeMs < SETTLED_MS) return undefined
+  return `${dev}:${ino}:${size}:${mtimeMs}:${ctimeMs}`
 }
 
 function jobDir(base: string, uuid: string): string {

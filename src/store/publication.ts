@@ -1,7 +1,7 @@
 /** What a store takes: the names, and the files that bytes are read from. The same for every driver. */
 
 import { randomUUID } from 'node:crypto'
-import { constants, lstatSync, openSync, type Stats } from 'node:fs'
+import { constants, lstat, lstatSync, openSync, type Stats } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { describe, isUuid, uuidProblem } from '../job/package.ts'
 import { type Publication, StoreError } from './store.ts'
@@ -92,6 +92,18 @@ export function lookAt(path: string): Stats | undefined {
     if (isAbsence(error)) return undefined
     throw error
   }
+}
+
+/** The same by the thread pool. */
+export function statOf(path: string): Promise<Stats | undefined> {
+  // Not that of node:fs/promises, which takes half as long again: every answer of the HTTP server asks.
+  return new Promise((resolve, reject) => {
+    lstat(path, (error, stats) => {
+      if (error === null) resolve(stats)
+      else if (isAbsence(error)) resolve(undefined)
+      else reject(error)
+    })
+  })
 }
 
 /** Codes that mean: nothing of that name is there that we would serve. */

@@ -30,6 +30,11 @@ export interface StoredFile {
   readonly path: string
   readonly bytes: number
   readonly modified: Date
+  /**
+   * Another one after every change of the file, and for every other file of its name. Undefined while the file is so
+   * young that the times on its disk may be too coarse to show the next change.
+   */
+  readonly version: string | undefined
 }
 
 export interface Store {
@@ -59,8 +64,9 @@ export interface LocalStore extends Store {
   /**
    * A published file, or undefined when there is none that may be served: the uuid or name is malformed, it is no
    * regular file, it is a link, or it is an output of a job whose result is not committed yet.
+   * @param known what was found before; itself when it is there unchanged, which is cheaper to tell
    */
-  find(uuid: string, name: string): Promise<StoredFile | undefined>
+  find(uuid: string, name: string, known?: StoredFile): Promise<StoredFile | undefined>
 }
 
 /** What a trial of a bucket came to. */

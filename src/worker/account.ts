@@ -106,10 +106,7 @@ async function closeAbandoned(context: SlotContext, open: TrackedAttempt): Promi
   }
 }
 
-/**
- * By number. What was published of an attempt tells more than that its worker died thereafter; but of a success without
- * its result only the status was published.
- */
+/** By number. What was published of an attempt tells more than that its worker died thereafter. */
 function mergeRecords(
   published: readonly AttemptRecord[],
   tracked: readonly TrackedAttempt[],
@@ -119,7 +116,7 @@ function mergeRecords(
     const record = counts ? readRecord(text) : undefined
     if (record === undefined) continue
     const known = records.get(record.attempt)
-    if (record.outcome === 'abandoned' && known !== undefined && known.outcome !== 'success') continue
+    if (record.outcome === 'abandoned' && known !== undefined) continue
     records.set(record.attempt, record)
   }
   return [...records.values()].sort((a, b) => a.attempt - b.attempt)

@@ -23,6 +23,16 @@ test.each(PROGRAMS)('%s that is not built says so in a line', (program) => {
   expect(status).toBe(70)
 })
 
+test('a program that lacks a package says so in a line', () => {
+  const dir = checkout()
+  cpSync(join(PROJECT, 'dist'), join(dir, 'dist'), { recursive: true })
+  for (const program of ['qworker', 'qproducer']) {
+    const { status, stderr } = spawnSync(join(dir, 'bin', program), ['--help'], { env, encoding: 'utf8' })
+    expect(stderr).toBe(`${program}: it is not built, or not whole: run npm ci, or npm run build\n`)
+    expect(status).toBe(70)
+  }
+})
+
 test('a program that may open too few files to be loaded says so in a line', () => {
   const program = 'qworker'
   const run = (limit: number, command: string) =>

@@ -17,7 +17,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { type LocalStore, openLocalStore, StoreError } from '../../src/store/store.ts'
 import { leaveOut, PROJECT } from '../support/installation.ts'
 
@@ -390,6 +390,25 @@ describe('finding', () => {
       const info = lstatSync(join(jobDir(), name))
       expect(found).toEqual({ path: join(jobDir(), name), bytes: info.size, modified: info.mtime })
     }
+  })
+
+  test('gives what is known again when it is unchanged, and only when it is old enough to tell', async () => {
+    const path = join(jobDir(), 'result.json')
+    const young = await store.find(UUID, 'result.json')
+    expect(young?.version).toBeUndefined()
+    expect(await store.find(UUID, 'result.json', young)).not.toBe(young)
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 60_000 })
+    onTestFinished(() => void vi.useRealTimers())
+    const known = await store.find(UUID, 'result.json')
+    expect(await store.find(UUID, 'result.json', known)).toBe(known)
+    const { atime, mtime } = lstatSync(path)
+    writeFileSync(path, 'Q')
+    utimesSync(path, atime, mtime)
+    const changed = await store.find(UUID, 'result.json', known)
+    expect(changed).toMatchObject({ path, bytes: known?.bytes })
+    expect(changed?.version).not.toBe(known?.version)
+    rmSync(path)
+    expect(await store.find(UUID, 'result.json', changed)).toBeUndefined()
   })
 
   test('gives outputs only when the result is there; logs and status always', async () => {
