@@ -5,14 +5,9 @@ import { stat } from 'node:fs/promises'
 import { Socket } from 'node:net'
 import { basename } from 'node:path'
 import { promisify } from 'node:util'
-import {
-  type AcceptedJob,
-  type BatchAccount,
-  type BatchFailureKind,
-  type HeaderDefaults,
-  splitLines,
-  submitBatch,
-} from '../producer.ts'
+import { type AcceptedJob, type BatchAccount, type BatchFailureKind, submitBatch } from '../batch/batch.ts'
+import { splitLines } from '../batch/lines.ts'
+import type { HeaderDefaults } from '../producer.ts'
 import type { PutOptions, Queue } from '../queue/queue.ts'
 import { complain, EXIT, endWithError, outputDrained, writeOut } from './exit.ts'
 import { quote } from './invocation.ts'
@@ -73,9 +68,9 @@ export async function runBatch(queue: Queue, source: BatchSource, order: BatchOr
     put: order.put,
     defaults: order.defaults,
     signal: interrupt.signal,
-    onAccepted: (job) => {
-      progress.accepted()
-      if (order.json || order.verbose) void writeOut(describeJob(job, order))
+    onAccepted: (jobs) => {
+      progress.accepted(jobs.length)
+      if (order.json || order.verbose) void writeOut(jobs.map((job) => describeJob(job, order)).join(''))
     },
   })
   const seconds = progress.end()
@@ -88,6 +83,7 @@ const FAILURE_EXIT: Record<BatchFailureKind, number> = {
   broker: EXIT.unavailable,
   input: EXIT.ioError,
   interrupted: EXIT.interrupted,
+  state: EXIT.ioError,
 }
 
 /** Counts what is read, and reads no faster than our own output is taken. */
@@ -178,8 +174,8 @@ class Progress {
     this.#draw()
   }
 
-  accepted(): void {
-    this.#jobs++
+  accepted(jobs: number): void {
+    this.#jobs += jobs
     this.#draw()
   }
 

@@ -46,6 +46,11 @@ export interface Queue {
   readonly closed: Promise<void>
   /** Puts a body; several puts may be under way at once, they are answered in order. @throws QueueError */
   put(body: Uint8Array, options: PutOptions): Promise<Ticket>
+  /**
+   * Puts bodies of text, in order, sent together. Each has its answer in its place: a ticket, or why there is none. It
+   * never rejects. After an error that is no answer of the broker's the job may be in the tube all the same.
+   */
+  putMany(bodies: readonly string[], options: PutOptions): Promise<readonly (Ticket | QueueError)[]>
   /** Takes jobs from these tubes and no others. @throws QueueError */
   watch(tubes: readonly string[]): Promise<void>
   /** The next job, or undefined when none came within the time. @throws QueueError */
