@@ -19,6 +19,9 @@ export interface ProducerFlags {
   maxAttempts?: string
   tag?: string[]
   batch?: string
+  maxReady?: string
+  state?: string
+  anew?: boolean
   wait?: boolean
   timeout?: string
   json?: boolean
@@ -35,10 +38,12 @@ Examples:
   qproducer -a forecast -p '{"sample": "co2", "holdout": 24}' --ttr 10m --wait > forecast.json
   qproducer -a forecast -p @series.json --tag season=winter
   seq 3 | sed 's/.*/{"seconds": &}/' | qproducer -a sleep --batch - --json
+  qproducer -a sleep --batch millions.ndjson --max-ready 10000
 
 With --wait stdout has the result document only, and the exit code is that of the job: 0 complete, the last attempt's
 own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,
-69 broker or result not reachable, 74 cannot write, 78 bad configuration, 130 interrupted.`
+69 broker or result not reachable, 73 state file cannot be written, 74 cannot write, 75 another feed has the state file,
+78 bad configuration, 130 interrupted.`
 
 export function makeProgram(): Command {
   return makeCommand(PRODUCER)
@@ -59,6 +64,12 @@ export function makeProgram(): Command {
       (tag: string, tags: string[] = []) => [...tags, tag],
     )
     .option('--batch <file>', 'a job for each line of this file, or of stdin with -')
+    .option(
+      '--max-ready <n>',
+      'with --batch: keep at most so many jobs waiting in the tube, and go on where it stopped',
+    )
+    .option('--state <file>', 'with --batch: note here where to go on (with --max-ready default: FILE.feed)')
+    .option('--anew', 'with --max-ready or --state: begin again with the first line, with new uuids')
     .option('--wait', 'follow the job to its end and print its result')
     .option('--timeout <duration>', 'with --wait: wait no longer than this')
     .option('--json', 'print one JSON object (with --batch: one for each job, then the account)')

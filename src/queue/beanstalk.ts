@@ -17,6 +17,7 @@ import { describe } from '../job/package.ts'
 import {
   type BrokerDescription,
   isTubeName,
+  type JobCounts,
   type PutOptions,
   type Queue,
   QueueError,
@@ -65,20 +66,20 @@ export async function describeBeanstalk(
 ): Promise<BrokerDescription> {
   const { connection, stats } = await openConnection(url, limits)
   connection.fail('closed', 'all is known')
-  const count = (key: string) => Number(stats.get(key) ?? 0)
   return {
     version: (stats.get('version') ?? '').slice(0, MAX_VERSION_LENGTH),
     // 0 without a binlog.
-    isDurable: count('binlog-current-index') > 0,
+    isDurable: Number(stats.get('binlog-current-index') ?? 0) > 0,
     isDraining: stats.get('draining') === 'true',
     maxBodyBytes: maxBodyBytesOf(stats),
-    jobs: {
-      ready: count('current-jobs-ready'),
-      reserved: count('current-jobs-reserved'),
-      delayed: count('current-jobs-delayed'),
-      buried: count('current-jobs-buried'),
-    },
+    jobs: jobCountsOf(stats),
   }
+}
+
+/** From the statistics of the broker, or of a tube. */
+function jobCountsOf(stats: Dictionary): JobCounts {
+  const count = (state: string) => Number(stats.get(`current-jobs-${state}`) ?? 0)
+  return { ready: count('ready'), reserved: count('reserved'), delayed: count('delayed'), buried: count('buried') }
 }
 
 type Dictionary = ReadonlyMap<string, string>
@@ -248,6 +249,14 @@ class BeanstalkQueue implements Queue {
       default:
         throw new QueueError('protocol', `beanstalkd tells an unknown state of job ${ticket}: ${describe(state)}`)
     }
+  }
+
+  async countJobs(tube: string): Promise<JobCounts> {
+    checkTube(tube)
+    const stats = await this.#connection.askStats((client, callback) => client.stats_tube(tube, callback))
+    if (typeof stats !== 'string') return jobCountsOf(stats)
+    if (stats === 'NOT_FOUND') return jobCountsOf(new Map())
+    throw this.#connection.refuse('stats-tube', stats)
   }
 
   async #statsOf(ticket: Ticket): Promise<Dictionary | undefined> {

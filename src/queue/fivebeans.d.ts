@@ -40,6 +40,7 @@ declare module 'fivebeans/lib/client.js' {
     bury(ticket: string, priority: number, callback: Callback): void
     touch(ticket: string, callback: Callback): void
     stats_job(ticket: string, callback: Callback): void
+    stats_tube(tube: string, callback: Callback): void
     stats(callback: Callback): void
   }
 }

@@ -63,6 +63,8 @@ export interface Queue {
   reserveTicket(ticket: Ticket): Promise<Reservation | undefined>
   /** @throws QueueError */
   ticketState(ticket: Ticket): Promise<TicketState>
+  /** How many jobs a tube has, after all puts of this connection that came before; a tube that is not there has none. @throws QueueError */
+  countJobs(tube: string): Promise<JobCounts>
   /** Ends the connection; whatever waits on it fails with `closed`. Reservations fall back to the tube. */
   close(): void
 }
@@ -97,6 +99,8 @@ export function isTubeName(name: string): boolean {
   return /^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}$/.test(name)
 }
 
+export type JobCounts = Readonly<Record<'ready' | 'reserved' | 'delayed' | 'buried', number>>
+
 /** What a broker says of itself. */
 export interface BrokerDescription {
   readonly version: string
@@ -106,7 +110,7 @@ export interface BrokerDescription {
   readonly isDraining: boolean
   /** of the largest body that it takes */
   readonly maxBodyBytes: number
-  readonly jobs: Readonly<Record<'ready' | 'reserved' | 'delayed' | 'buried', number>>
+  readonly jobs: JobCounts
 }
 
 /**

@@ -169,6 +169,20 @@ describe('a queue on beanstalkd', () => {
     expect(wrong).toMatchObject([{ code: 'protocol' }, { code: 'protocol' }])
   })
 
+  it('counts the jobs of a tube by their states, behind all puts before; a tube that is not there has none', async () => {
+    const tube = newTube()
+    const queue = await openHere()
+    expect(await queue.countJobs(tube)).toEqual({ ready: 0, reserved: 0, delayed: 0, buried: 0 })
+    void queue.putMany(Array(20).fill('x'), inTube(tube))
+    void queue.putMany(Array(3).fill('x'), inTube(tube, { delaySeconds: 100 }))
+    expect(await queue.countJobs(tube)).toEqual({ ready: 20, reserved: 0, delayed: 3, buried: 0 })
+    await queue.watch([tube])
+    await (await reserveOne(queue)).bury(1)
+    await reserveOne(queue)
+    expect(await queue.countJobs(tube)).toEqual({ ready: 18, reserved: 1, delayed: 3, buried: 1 })
+    expect(await codeOf(queue.countJobs('a\r\nb'))).toBe('protocol')
+  })
+
   it('watches exactly the tubes that are named', async () => {
     const [one, two, three] = [newTube(), newTube(), newTube()]
     const queue = await openHere()
