@@ -271,9 +271,8 @@ export class Feed {
       const perMs = this.#asked && (this.#asked.expected - waiting) / (ms - this.#asked.ms)
       this.#asked = { ms, expected: room >= enough ? maxWaiting : waiting }
       if (room >= enough) return room
-      // It may be long: all that was accepted is noted before.
+      // It may be long: all that was accepted is noted meanwhile.
       await this.#note()
-      await this.#noting
       const expectedMs = perMs !== undefined && perMs > 0 ? (enough - room) / perMs : pauseMs * 2
       pauseMs = Math.min(Math.max(expectedMs, PAUSE_MS.least), PAUSE_MS.most)
       await sleep(pauseMs)

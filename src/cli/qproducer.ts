@@ -224,8 +224,11 @@ async function main(argv: readonly string[]): Promise<number> {
   await hintAtAlgorithm(flags)
   const connecting = `Starting producer, connecting to ${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}`
   if (flags.batch !== undefined) {
-    if (flags.verbose) say(connecting)
-    return putBatch(flags.batch, flags, order, { config, put, argv })
+    const connectAloud = () => {
+      if (flags.verbose) say(connecting)
+      return connect(config)
+    }
+    return putBatch(flags.batch, flags, order, { put, argv, baseUrl: config.RESULT_BASEURL, connectAloud })
   }
   const workPackage = makePackage({
     ...order,
@@ -246,11 +249,19 @@ async function main(argv: readonly string[]): Promise<number> {
   return EXIT.ok
 }
 
+/** What a batch takes from the configuration. */
+interface Road {
+  readonly put: PutOptions
+  readonly baseUrl: string
+  readonly connectAloud: () => Promise<Queue>
+  readonly argv: readonly string[]
+}
+
 async function putBatch(
   file: string,
   flags: ProducerFlags,
   order: Order,
-  { config, put, argv }: { config: Config; put: PutOptions; argv: readonly string[] },
+  { put, argv, baseUrl, connectAloud }: Road,
 ): Promise<number> {
   const { openBatchSource, runBatch } = await import('./batch.ts')
   const source = await openBatchSource(file)
@@ -260,12 +271,12 @@ async function putBatch(
     defaults: order,
     json: flags.json ?? false,
     verbose: flags.verbose ?? false,
-    baseUrl: config.RESULT_BASEURL,
+    baseUrl,
     argv,
   }
-  if (flags.maxReady === undefined && flags.state === undefined) return runBatch(await connect(config), source, batch)
+  if (flags.maxReady === undefined && flags.state === undefined) return runBatch(await connectAloud(), source, batch)
   const { runFeed } = await import('./feed.ts')
-  return runFeed(() => connect(config), source, {
+  return runFeed(connectAloud, source, {
     ...batch,
     maxReady: flags.maxReady === undefined ? undefined : Number(flags.maxReady),
     statePath: flags.state,
