@@ -5,7 +5,7 @@ import type { TestModule } from 'vitest/node'
 
 /** Files whose tests are about jobs in a broker: on beanstalkd they must do what they do on the embedded one. */
 const WITH_BROKER =
-  /^(producer|queue|road)\/|^cli\/(qproducer|qworker)|^worker\/(broker-loss|crash|frozen|killed|lifetime|poison|servers|signals|worker)\.|^sailor\/torture-eyes/
+  /^(producer|batch|queue|road)\/|^cli\/(qproducer|qworker)|^worker\/(broker-loss|crash|frozen|killed|lifetime|poison|servers|signals|worker)\.|^sailor\/torture-eyes/
 const withBroker = readdirSync('test', { recursive: true, encoding: 'utf8' })
   .filter((file) => file.endsWith('.test.ts') && WITH_BROKER.test(file))
   .map((file) => `test/${file}`)

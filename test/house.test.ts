@@ -11,7 +11,7 @@ function floorOf(file: string): number {
   const [room = ''] = file.split('/')
   if (room === 'job') return 0
   if (['queue', 'broker', 'run', 'store', 'tracker', 'report'].includes(room)) return 1
-  if (['producer.ts', 'publish.ts', 'outbox.ts', 'worker', 'sailor'].includes(room)) return 2
+  if (['producer.ts', 'batch', 'publish.ts', 'outbox.ts', 'worker', 'sailor'].includes(room)) return 2
   if (['http', 'config.ts'].includes(room)) return 3
   if (room === 'cli') return 4
   throw new Error(`src/${file} lives in no room that the house knows: give it one here and on purpose`)

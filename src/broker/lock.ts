@@ -14,27 +14,43 @@ const ATTEMPTS = 5
 
 /** @returns what gives the folder free. @throws BrokerError `locked` when another broker has it */
 export async function lockFolder(folder: string): Promise<() => Promise<void>> {
-  // The path of a socket may have about 100 bytes; through the descriptor of its folder it is short.
-  const descriptor = openFolder(folder)
-  const place = process.platform === 'linux' ? `/proc/self/fd/${descriptor}` : folder
-  const path = join(place, NAME)
+  let unlock: (() => Promise<void>) | undefined
   try {
-    for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
-      const server = await listen(path)
-      if (server !== undefined) return () => unlock(server, descriptor)
-      if (await answers(path)) break
-      await removeDead(path, join(place, `${NAME}.${process.pid}.${attempt}`))
-    }
+    unlock = await takeLock(folder, NAME)
   } catch (cause) {
-    closeSync(descriptor)
     throw new BrokerError(
       'journal',
       `the journal folder ${folder} cannot be locked (${(cause as Error).message})`,
       cause,
     )
   }
-  closeSync(descriptor)
+  if (unlock !== undefined) return unlock
   throw new BrokerError('locked', `another broker keeps its journal in ${folder}: stop it, or choose another folder`)
+}
+
+/**
+ * A lock of that name in the folder, for any purpose.
+ * @param name of at most 60 bytes: it is part of the path of a socket
+ * @returns what gives it free; undefined when a living process has it. @throws what the file system throws
+ */
+export async function takeLock(folder: string, name: string): Promise<(() => Promise<void>) | undefined> {
+  // The path of a socket may have about 100 bytes; through the descriptor of its folder it is short.
+  const descriptor = openSync(folder, 'r')
+  const place = process.platform === 'linux' ? `/proc/self/fd/${descriptor}` : folder
+  const path = join(place, name)
+  try {
+    for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
+      const server = await listen(path)
+      if (server !== undefined) return () => unlock(server, descriptor)
+      if (await answers(path)) break
+      await removeDead(path, join(place, `${name}.${process.pid}.${attempt}`))
+    }
+  } catch (error) {
+    closeSync(descriptor)
+    throw error
+  }
+  closeSync(descriptor)
+  return undefined
 }
 
 /** Whether a broker that lives keeps its journal there; nothing is changed. @throws what the file system throws */
@@ -50,14 +66,6 @@ export async function isFolderLocked(folder: string): Promise<boolean> {
     return await answers(join(process.platform === 'linux' ? `/proc/self/fd/${descriptor}` : folder, NAME))
   } finally {
     closeSync(descriptor)
-  }
-}
-
-function openFolder(folder: string): number {
-  try {
-    return openSync(folder, 'r')
-  } catch (cause) {
-    throw new BrokerError('journal', `the journal folder ${folder} cannot be read (${(cause as Error).message})`, cause)
   }
 }
 

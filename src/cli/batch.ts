@@ -1,18 +1,13 @@
 /** `qproducer --batch`: a job for each line of a file or of stdin, told as it goes and accounted for at the end. */
 
-import { createReadStream, open } from 'node:fs'
+import { createReadStream, open, read } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { Socket } from 'node:net'
 import { basename } from 'node:path'
 import { promisify } from 'node:util'
-import {
-  type AcceptedJob,
-  type BatchAccount,
-  type BatchFailureKind,
-  type HeaderDefaults,
-  splitLines,
-  submitBatch,
-} from '../producer.ts'
+import { type AcceptedJob, type BatchAccount, type BatchFailureKind, submitBatch } from '../batch/batch.ts'
+import { splitLines } from '../batch/lines.ts'
+import type { HeaderDefaults } from '../producer.ts'
 import type { PutOptions, PutQueue } from '../queue/queue.ts'
 import { complain, EXIT, endWithError, outputDrained, writeOut } from './exit.ts'
 import { quote } from './invocation.ts'
@@ -20,6 +15,7 @@ import { quote } from './invocation.ts'
 const PROGRAM = 'qproducer'
 const BAR_WIDTH = 24
 const PROGRESS_MS = 100
+const CHUNK_BYTES = 2 ** 17
 
 export interface BatchOrder {
   /** a file, or `-` for stdin */
@@ -36,22 +32,25 @@ export interface BatchOrder {
 
 /** Where the lines come from. */
 export interface BatchSource {
-  readonly chunks: AsyncIterable<Uint8Array>
+  readonly canSeek: boolean
+  /** @param offset 0 where it cannot seek, and that once */
+  readFrom(offset: number): AsyncIterable<Uint8Array>
   /** undefined for a pipe */
   readonly bytes: number | undefined
 }
 
 /** Opens the source before the broker is asked: a file that is not there ends the program. */
 export async function openBatchSource(source: string): Promise<BatchSource> {
-  if (source === '-') return { chunks: process.stdin, bytes: undefined }
+  if (source === '-') return { canSeek: false, readFrom: () => process.stdin, bytes: undefined }
   try {
     const file = await stat(source)
     if (file.isDirectory())
       endWithError(PROGRAM, EXIT.noInput, `--batch ${source}: is a directory; give a file, or - for stdin`)
     const fd = await promisify(open)(source, 'r')
+    if (file.isFile()) return { canSeek: true, readFrom: (offset) => readFile(fd, offset), bytes: file.size }
     // A read of a pipe that waits in fs's thread pool would keep the program from ending; a socket's read does not.
-    const chunks = file.isFIFO() ? new Socket({ fd, writable: false }) : createReadStream(source, { fd })
-    return { chunks, bytes: file.isFile() ? file.size : undefined }
+    const readFrom = () => (file.isFIFO() ? new Socket({ fd, writable: false }) : createReadStream(source, { fd }))
+    return { canSeek: false, readFrom, bytes: undefined }
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     const reason = code === 'ENOENT' || code === 'ENOTDIR' ? 'no such file' : `cannot be read (${code})`
@@ -63,35 +62,53 @@ export async function openBatchSource(source: string): Promise<BatchSource> {
   }
 }
 
+const readAt = promisify(read)
+
+/** A stream would close the descriptor at its end, and is read from one place only. */
+async function* readFile(fd: number, offset: number): AsyncGenerator<Uint8Array> {
+  for (let at = offset; ; ) {
+    const { bytesRead, buffer } = await readAt(fd, Buffer.allocUnsafe(CHUNK_BYTES), 0, CHUNK_BYTES, at)
+    if (bytesRead === 0) return
+    yield buffer.subarray(0, bytesRead)
+    at += bytesRead
+  }
+}
+
 /** @returns the exit code */
 export async function runBatch(queue: PutQueue, source: BatchSource, order: BatchOrder): Promise<number> {
   const progress = new Progress(source.bytes)
-  const interrupt = new AbortController()
-  // A second Ctrl-C ends the program in the usual way.
-  process.once('SIGINT', () => interrupt.abort())
-  const account = await submitBatch(queue, splitLines(meter(source.chunks, progress)), {
+  const account = await submitBatch(queue, splitLines(meter(source.readFrom(0), progress)), {
     put: order.put,
     defaults: order.defaults,
-    signal: interrupt.signal,
-    onAccepted: (job) => {
-      progress.accepted()
-      if (order.json || order.verbose) void writeOut(describeJob(job, order))
-    },
+    signal: interruptSignal(),
+    onAccepted: (jobs) => tellAccepted(jobs, progress, order),
   })
-  const seconds = progress.end()
-  await report(account, seconds, order)
+  await report(account, makeRate(account, progress.end()), order)
   return account.failed === undefined ? EXIT.ok : FAILURE_EXIT[account.failed.kind]
 }
 
-const FAILURE_EXIT: Record<BatchFailureKind, number> = {
+/** Of the first Ctrl-C; a second one ends the program in the usual way. */
+export function interruptSignal(): AbortSignal {
+  const interrupt = new AbortController()
+  process.once('SIGINT', () => interrupt.abort())
+  return interrupt.signal
+}
+
+export function tellAccepted(jobs: readonly AcceptedJob[], progress: Progress, order: BatchOrder): void {
+  progress.accepted(jobs.length)
+  if (order.json || order.verbose) void writeOut(jobs.map((job) => describeJob(job, order)).join(''))
+}
+
+export const FAILURE_EXIT: Record<BatchFailureKind, number> = {
   line: EXIT.data,
   broker: EXIT.unavailable,
   input: EXIT.ioError,
   interrupted: EXIT.interrupted,
+  state: EXIT.ioError,
 }
 
 /** Counts what is read, and reads no faster than our own output is taken. */
-async function* meter(chunks: AsyncIterable<Uint8Array>, progress: Progress): AsyncGenerator<Uint8Array> {
+export async function* meter(chunks: AsyncIterable<Uint8Array>, progress: Progress): AsyncGenerator<Uint8Array> {
   for await (const chunk of chunks) {
     progress.read(chunk.length)
     yield chunk
@@ -105,14 +122,26 @@ function describeJob({ line, uuid, type, ticket, bytes }: AcceptedJob, order: Ba
   return `line ${line}: ${uuid} ${type}, ticket ${ticket}, result URL: ${url}\n`
 }
 
-async function report(account: BatchAccount, seconds: number, order: BatchOrder): Promise<void> {
-  const rate = Math.round(account.accepted / Math.max(seconds, 0.001))
-  if (order.json) await writeOut(`${JSON.stringify(makeJsonAccount(account, seconds, rate))}\n`)
-  else await writeOut(`${describeCount(account)} in ${seconds.toFixed(2)} s (${rate}/s)\n`)
+export interface Rate {
+  readonly seconds: number
+  readonly perSecond: number
+}
+
+export function makeRate({ accepted }: BatchAccount, seconds: number): Rate {
+  return { seconds, perSecond: Math.round(accepted / Math.max(seconds, 0.001)) }
+}
+
+async function report(account: BatchAccount, rate: Rate, order: BatchOrder): Promise<void> {
+  if (order.json) await writeOut(`${JSON.stringify(makeJsonAccount(account, rate))}\n`)
+  else await writeOut(describeEnd(account, rate))
   if (account.failed !== undefined) complain(PROGRAM, describeFailure(account, order))
 }
 
-function makeJsonAccount(account: BatchAccount, seconds: number, rate: number): object {
+export function describeEnd(account: BatchAccount, { seconds, perSecond }: Rate): string {
+  return `${describeCount(account)} in ${seconds.toFixed(2)} s (${perSecond}/s)\n`
+}
+
+export function makeJsonAccount(account: BatchAccount, { seconds, perSecond }: Rate): object {
   const { accepted, firstLine, lastLine, failed, unanswered, refusedLines, nextLine } = account
   return {
     accepted,
@@ -123,7 +152,7 @@ function makeJsonAccount(account: BatchAccount, seconds: number, rate: number): 
     refused_lines: refusedLines,
     next_line: nextLine,
     seconds: Math.round(seconds * 1000) / 1000,
-    jobs_per_second: rate,
+    jobs_per_second: perSecond,
   }
 }
 
@@ -132,16 +161,19 @@ function makeJsonUnanswered({ fromLine, toLine, accepted }: NonNullable<BatchAcc
   return { from_line: fromLine, to_line: toLine, ...except }
 }
 
-function describeCount({ accepted, firstLine, lastLine }: BatchAccount): string {
+export function describeCount({ accepted, firstLine, lastLine }: BatchAccount): string {
   const jobs = `accepted ${accepted} ${accepted === 1 ? 'job' : 'jobs'}`
   return firstLine === undefined ? jobs : `${jobs} from lines ${firstLine} to ${lastLine}`
+}
+
+export function describeFailedLine({ failed }: BatchAccount, { source }: BatchOrder): string {
+  return `${source === '-' ? 'stdin' : basename(source)}, line ${failed?.line}: ${failed?.message}`
 }
 
 /** Where it failed, what was accepted, what is not known, and the command that goes on. */
 function describeFailure(account: BatchAccount, order: BatchOrder): string {
   const { failed, unanswered, refusedLines, nextLine } = account
-  const name = order.source === '-' ? 'stdin' : basename(order.source)
-  const lines = [`${name}, line ${failed?.line}: ${failed?.message}`, describeCount(account)]
+  const lines = [describeFailedLine(account, order), describeCount(account)]
   if (unanswered !== undefined) {
     const { fromLine, toLine, accepted } = unanswered
     const except = accepted.length === 0 ? '' : ` (but for ${accepted.join(', ')}, which are accepted)`
@@ -167,16 +199,18 @@ function continuation(line: number, order: BatchOrder): string {
 }
 
 /** One line on stderr that is drawn anew, only on a terminal. */
-class Progress {
+export class Progress {
   readonly #totalBytes: number | undefined
   readonly #startedMs = performance.now()
   readonly #onTerminal = process.stderr.isTTY === true
-  #readBytes = 0
+  #readBytes: number
   #jobs = 0
   #drawnMs = 0
+  #addition = ''
 
-  constructor(totalBytes: number | undefined) {
+  constructor(totalBytes: number | undefined, readBytes = 0) {
     this.#totalBytes = totalBytes
+    this.#readBytes = readBytes
   }
 
   read(bytes: number): void {
@@ -184,8 +218,14 @@ class Progress {
     this.#draw()
   }
 
-  accepted(): void {
-    this.#jobs++
+  accepted(jobs: number): void {
+    this.#jobs += jobs
+    this.#draw()
+  }
+
+  /** Something that is true now, behind the rest. */
+  add(text: string): void {
+    this.#addition = text
     this.#draw()
   }
 
@@ -196,11 +236,14 @@ class Progress {
   }
 
   #draw(): void {
+    if (!this.#onTerminal) return
     const now = performance.now()
-    if (!this.#onTerminal || now - this.#drawnMs < PROGRESS_MS) return
+    if (now - this.#drawnMs < PROGRESS_MS) return
     this.#drawnMs = now
     const rate = Math.round(this.#jobs / Math.max((now - this.#startedMs) / 1000, 0.001))
-    process.stderr.write(`\r\x1b[2K${makeBar(this.#readBytes, this.#totalBytes)}${this.#jobs} jobs, ${rate}/s`)
+    process.stderr.write(
+      `\r\x1b[2K${makeBar(this.#readBytes, this.#totalBytes)}${this.#jobs} jobs, ${rate}/s${this.#addition}`,
+    )
   }
 }
 

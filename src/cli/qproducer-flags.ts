@@ -20,6 +20,9 @@ export interface ProducerFlags {
   maxAttempts?: string
   tag?: string[]
   batch?: string
+  maxReady?: string
+  state?: string
+  anew?: boolean
   wait?: boolean
   timeout?: string
   json?: boolean
@@ -36,10 +39,12 @@ Examples:
   qproducer -a forecast -p '{"sample": "co2", "holdout": 24}' --ttr 10m --wait > forecast.json
   qproducer -a forecast -p @series.json --tag season=winter
   seq 3 | sed 's/.*/{"seconds": &}/' | qproducer -a sleep --batch - --json
+  qproducer -a sleep --batch millions.ndjson --max-ready 10000
 
 With --wait stdout has the result document only, and the exit code is that of the job: 0 complete, the last attempt's
 own code, 128 + signal, 124 when its time (or --timeout) was over. Other codes: 64 usage, 65 bad input, 66 no such file,
-69 broker or result not reachable, 74 cannot write, 78 bad configuration, 130 interrupted.`
+69 broker or result not reachable, 73 state file cannot be written, 74 cannot write, 75 another feed has the state file,
+78 bad configuration, 130 interrupted.`
 
 export const OPTIONS: readonly OptionRow[] = [
   { flags: '-c, --config <file>', description: 'rc file (YAML)' },
@@ -57,6 +62,15 @@ export const OPTIONS: readonly OptionRow[] = [
   },
   { flags: '--tag <key=value>', description: 'label of the job; may be given more than once', isList: true },
   { flags: '--batch <file>', description: 'a job for each line of this file, or of stdin with -' },
+  {
+    flags: '--max-ready <n>',
+    description: 'with --batch: keep at most so many jobs waiting in the tube, and go on where it stopped',
+  },
+  {
+    flags: '--state <file>',
+    description: 'with --batch: note here where to go on (with --max-ready default: FILE.feed)',
+  },
+  { flags: '--anew', description: 'with --max-ready or --state: begin again with the first line, with new uuids' },
   { flags: '--wait', description: 'follow the job to its end and print its result' },
   { flags: '--timeout <duration>', description: 'with --wait: wait no longer than this' },
   { flags: '--json', description: 'print one JSON object (with --batch: one for each job, then the account)' },

@@ -54,6 +54,7 @@ function checkFlags(flags: ProducerFlags): Order {
       usage(`--${one} and --${other} do not go together: ${reason}; leave one out`)
     }
   }
+  checkFeedFlags(flags)
   if (flags.timeout !== undefined && !flags.wait)
     usage('--timeout goes only with --wait: add --wait, or leave --timeout out')
   if (flags.algorithm === undefined && flags.batch === undefined) {
@@ -76,6 +77,18 @@ function checkFlags(flags: ProducerFlags): Order {
     throw error
   }
   return order
+}
+
+function checkFeedFlags({ batch, maxReady, state, anew }: ProducerFlags): void {
+  const isFeed = maxReady !== undefined || state !== undefined
+  if (anew && !isFeed) usage('--anew goes only with --max-ready or --state: a batch without them begins anew always')
+  const flag = maxReady === undefined ? '--state' : '--max-ready'
+  if (isFeed && batch === undefined) usage(`${flag} goes only with --batch FILE: add it, or leave ${flag} out`)
+  if (maxReady !== undefined) parseNumber('--max-ready', maxReady, 1, 1_000_000_000)
+  if (state === '') usage('--state names a file; it is empty')
+  if (isFeed && batch === '-' && state === undefined) {
+    usage('--max-ready with --batch - needs --state FILE, where it is noted how far it came')
+  }
 }
 
 function makeSettings(flags: ProducerFlags): Partial<Record<ConfigKey, unknown>> {
@@ -227,18 +240,11 @@ async function main(argv: readonly string[]): Promise<number> {
   const address = isEmbedded(config) ? `${config.BEANSTALK_SERVER}:${config.BEANSTALK_PORT}` : brokerAddress(config)
   const connecting = `Starting producer, connecting to ${address}`
   if (flags.batch !== undefined) {
-    const { openBatchSource, runBatch } = await import('./batch.ts')
-    const source = await openBatchSource(flags.batch)
-    if (flags.verbose) say(connecting)
-    return runBatch(await connect(config), source, {
-      source: flags.batch,
-      put,
-      defaults: order,
-      json: flags.json ?? false,
-      verbose: flags.verbose ?? false,
-      baseUrl: config.RESULT_BASEURL,
-      argv,
-    })
+    const connectAloud = () => {
+      if (flags.verbose) say(connecting)
+      return connect(config)
+    }
+    return putBatch(flags.batch, flags, order, { put, argv, baseUrl: config.RESULT_BASEURL, connectAloud })
   }
   const workPackage = makePackage({
     ...order,
@@ -257,6 +263,41 @@ async function main(argv: readonly string[]): Promise<number> {
   if (flags.wait) return follow(accepted, queue, config, order.timeoutSeconds, flags.json ?? false)
   if (flags.json) await writeOut(`${JSON.stringify(describeAccepted(accepted))}\n`)
   return EXIT.ok
+}
+
+/** What a batch takes from the configuration. */
+interface Road {
+  readonly put: PutOptions
+  readonly baseUrl: string
+  readonly connectAloud: () => Promise<PutQueue>
+  readonly argv: readonly string[]
+}
+
+async function putBatch(
+  file: string,
+  flags: ProducerFlags,
+  order: Order,
+  { put, argv, baseUrl, connectAloud }: Road,
+): Promise<number> {
+  const { openBatchSource, runBatch } = await import('./batch.ts')
+  const source = await openBatchSource(file)
+  const batch = {
+    source: file,
+    put,
+    defaults: order,
+    json: flags.json ?? false,
+    verbose: flags.verbose ?? false,
+    baseUrl,
+    argv,
+  }
+  if (flags.maxReady === undefined && flags.state === undefined) return runBatch(await connectAloud(), source, batch)
+  const { runFeed } = await import('./feed.ts')
+  return runFeed(connectAloud, source, {
+    ...batch,
+    maxReady: flags.maxReady === undefined ? undefined : Number(flags.maxReady),
+    statePath: flags.state,
+    isAnew: flags.anew ?? false,
+  })
 }
 
 /** The worker may be elsewhere, and know what is not known here: a job is put all the same. */

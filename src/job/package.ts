@@ -67,13 +67,7 @@ export class PackageError extends Error {
  */
 export function parsePackage(bytes: Uint8Array): WorkPackage {
   const text = decodeUtf8(bytes)
-  const depth = nestingDepth(text)
-  if (depth > MAX_DEPTH) {
-    throw new PackageError(
-      'too_deep',
-      `the work package is nested ${depth} levels deep; at most ${MAX_DEPTH} are taken`,
-    )
-  }
+  checkDepth(text, 0)
   const value = parseJson(text)
   if (!Array.isArray(value) || value.length !== 2) {
     throw new PackageError(
@@ -94,6 +88,16 @@ export function encodePackage(workPackage: WorkPackage): Buffer {
   return bytes
 }
 
+/**
+ * @param levels that a package has around the text
+ * @throws PackageError `too_deep`
+ */
+export function checkDepth(text: string, levels: number): void {
+  const depth = nestingDepth(text) + levels
+  if (depth <= MAX_DEPTH) return
+  throw new PackageError('too_deep', `the work package is nested ${depth} levels deep; at most ${MAX_DEPTH} are taken`)
+}
+
 function decodeUtf8(bytes: Uint8Array): string {
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
@@ -111,7 +115,8 @@ function parseJson(text: string): unknown {
   }
 }
 
-function checkHeader(header: unknown): Header {
+/** @throws PackageError */
+export function checkHeader(header: unknown): Header {
   if (typeof header !== 'object' || header === null || Array.isArray(header)) {
     throw new PackageError(
       'bad_shape',

@@ -11,12 +11,23 @@ declare module 'fivebeans/lib/client.js' {
     RESPONSES_REQUIRING_BODY: Record<string, 'passthrough' | 'yaml'>
   }
 
+  /** What a handler is to the client: it takes what it knows of the bytes that came, and gives the rest back. */
+  interface ReplyHandler {
+    complete: boolean
+    success: boolean
+    /** for the callback */
+    args: unknown[]
+    process(bytes: Buffer): Buffer
+    /** called when not all has come */
+    reset(): void
+  }
+
   export default class FiveBeansClient extends EventEmitter {
     constructor(host: string, port: number)
     stream: Socket | null
     /** what came and is not handled yet */
     buffer?: Buffer
-    handlers: [ResponseHandler, Callback][]
+    handlers: [ResponseHandler | ReplyHandler, Callback][]
     connect(): void
     tryHandlingResponse(): void
     use(tube: string, callback: Callback): void
@@ -29,6 +40,7 @@ declare module 'fivebeans/lib/client.js' {
     bury(ticket: string, priority: number, callback: Callback): void
     touch(ticket: string, callback: Callback): void
     stats_job(ticket: string, callback: Callback): void
+    stats_tube(tube: string, callback: Callback): void
     stats(callback: Callback): void
   }
 }

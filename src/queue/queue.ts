@@ -35,7 +35,7 @@ export interface Reservation {
 }
 
 /** What a producer needs of a queue. */
-export type PutQueue = Pick<Queue, 'maxBodyBytes' | 'put' | 'ticketState' | 'close'>
+export type PutQueue = Pick<Queue, 'maxBodyBytes' | 'put' | 'putMany' | 'ticketState' | 'countJobs' | 'close'>
 
 /** What the broker knows of one ticket. */
 export type TicketState = 'ready' | 'delayed' | 'reserved' | 'buried' | 'gone'
@@ -51,6 +51,16 @@ export interface Queue {
   readonly closed: Promise<void>
   /** Puts a body; several puts may be under way at once, they are answered in order. @throws QueueError */
   put(body: Uint8Array, options: PutOptions): Promise<Ticket>
+  /**
+   * Puts bodies of text, in order, sent together. Each has its answer in its place: a ticket, or why there is none. It
+   * never rejects. After an error that is no answer of the broker's the job may be in the tube all the same.
+   * @param keys of the jobs, as in PutOptions
+   */
+  putMany(
+    bodies: readonly string[],
+    options: PutOptions,
+    keys?: readonly string[],
+  ): Promise<readonly (Ticket | QueueError)[]>
   /** Takes jobs from these tubes and no others. @throws QueueError */
   watch(tubes: readonly string[]): Promise<void>
   /** The next job, or undefined when none came within the time. @throws QueueError */
@@ -63,6 +73,8 @@ export interface Queue {
   reserveTicket(ticket: Ticket): Promise<Reservation | undefined>
   /** @throws QueueError */
   ticketState(ticket: Ticket): Promise<TicketState>
+  /** How many jobs a tube has, after all puts of this connection that came before; a tube that is not there has none. @throws QueueError */
+  countJobs(tube: string): Promise<JobCounts>
   /** Ends the connection; whatever waits on it fails with `closed`. Reservations fall back to the tube. */
   close(): void
 }
@@ -97,6 +109,8 @@ export function isTubeName(name: string): boolean {
   return /^[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}$/.test(name)
 }
 
+export type JobCounts = Readonly<Record<'ready' | 'reserved' | 'delayed' | 'buried', number>>
+
 /** What a broker says of itself. */
 export interface BrokerDescription {
   readonly version: string
@@ -106,7 +120,7 @@ export interface BrokerDescription {
   readonly isDraining: boolean
   /** of the largest body that it takes */
   readonly maxBodyBytes: number
-  readonly jobs: Readonly<Record<'ready' | 'reserved' | 'delayed' | 'buried', number>>
+  readonly jobs: JobCounts
 }
 
 /**

@@ -10,6 +10,7 @@
  */
 
 import {
+  type JobCounts,
   openQueue,
   type PutOptions,
   type PutQueue,
@@ -40,10 +41,13 @@ function nameTickets(queue: Queue, server: string): Queue {
     maxBodyBytes: queue.maxBodyBytes,
     closed: queue.closed,
     put: async (body, options) => named(await queue.put(body, options)),
+    putMany: async (bodies, options) =>
+      (await queue.putMany(bodies, options)).map((answer) => (typeof answer === 'string' ? named(answer) : answer)),
     watch: (tubes) => queue.watch(tubes),
     reserve: async (timeoutSeconds) => nameReservation(await queue.reserve(timeoutSeconds)),
     reserveTicket: async (ticket) => nameReservation(await queue.reserveTicket(bare(ticket))),
     ticketState: async (ticket) => queue.ticketState(bare(ticket)),
+    countJobs: (tube) => queue.countJobs(tube),
     close: () => queue.close(),
   }
 }
@@ -135,13 +139,72 @@ class SpreadQueue implements Spread {
     return inTurn
   }
 
-  async #putSomewhere(body: Uint8Array, options: PutOptions): Promise<Ticket> {
+  /** All that goes to one server goes together; what that does not take, job by job to the others. */
+  async putMany(
+    bodies: readonly string[],
+    options: PutOptions,
+    keys: readonly string[] = [],
+  ): Promise<readonly (Ticket | QueueError)[]> {
+    const groups = new Map<Seat | undefined, number[]>()
+    for (const i of bodies.keys()) {
+      const seat = rankServers(keys[i] ?? '', this.#seats).find((each) => this.#isReady(each))
+      const places = groups.get(seat)
+      if (places === undefined) groups.set(seat, [i])
+      else places.push(i)
+    }
+    const answers: (Ticket | QueueError)[] = []
+    const putGroup = async ([seat, places]: [Seat | undefined, number[]]) => {
+      const taken =
+        seat &&
+        (await this.#putManyTo(
+          seat,
+          places.map((i) => bodies[i] ?? ''),
+          options,
+        ))
+      const putOther = async (i: number, failure: QueueError | undefined) => {
+        const failed = seat === undefined || failure === undefined ? [] : ([[seat, failure]] as const)
+        const body = Buffer.from(bodies[i] ?? '')
+        answers[i] = await this.#putSomewhere(body, { ...options, key: keys[i] ?? '' }, failed).catch(asQueueError)
+      }
+      const others = places.map((i, place) => {
+        const answer = taken?.[place]
+        if (typeof answer !== 'string') return putOther(i, answer)
+        answers[i] = answer
+        return undefined
+      })
+      await Promise.all(others)
+    }
+    await Promise.all([...groups].map(putGroup))
+    return answers
+  }
+
+  async #putManyTo(
+    seat: Seat,
+    bodies: readonly string[],
+    options: PutOptions,
+  ): Promise<readonly (Ticket | QueueError)[]> {
+    const { queue } = seat
+    if (queue === undefined) return bodies.map(() => new QueueError('unreachable', seat.obstacle))
+    seat.underWay += bodies.length
+    const answers = await queue.putMany(bodies, options)
+    const failed = answers.filter((answer) => typeof answer !== 'string')
+    if (failed.length < answers.length) this.#tellTaking(seat)
+    for (const error of failed) this.#note(seat, queue, error)
+    seat.underWay -= bodies.length
+    return answers
+  }
+
+  async #putSomewhere(
+    body: Uint8Array,
+    options: PutOptions,
+    failed: readonly (readonly [Seat, QueueError])[] = [],
+  ): Promise<Ticket> {
     const seats = rankServers(options.key ?? '', this.#seats)
-    const failures: QueueError[] = []
-    const tried = new Set<Seat>()
+    const failures = failed.map(([, error]) => error)
+    const tried = new Set(failed.map(([seat]) => seat))
     // First those that are known to take jobs: a connection that is slow in coming must not hold up the others.
     for (const seat of seats) {
-      if (!this.#isReady(seat)) continue
+      if (tried.has(seat) || !this.#isReady(seat)) continue
       tried.add(seat)
       const answer = await this.#putTo(seat, body, options)
       if (typeof answer === 'string') return answer
@@ -173,20 +236,28 @@ class SpreadQueue implements Spread {
     seat.underWay++
     try {
       const ticket = await queue.put(body, options)
-      if (seat.told !== 'nothing') this.#tell(`${seat.name} takes jobs again`)
-      seat.told = 'nothing'
-      seat.restMs = REST_MS
+      this.#tellTaking(seat)
       return ticket
     } catch (error) {
       if (!(error instanceof QueueError)) throw error
-      if (error.code === 'refused') {
-        this.#rest(seat)
-        this.#tellOnce(seat, 'refused', `${error.message}: its jobs go to the other servers`)
-      } else if (error.code !== 'too_big') this.#lose(seat, queue, error)
+      this.#note(seat, queue, error)
       return error
     } finally {
       seat.underWay--
     }
+  }
+
+  #tellTaking(seat: Seat): void {
+    if (seat.told !== 'nothing') this.#tell(`${seat.name} takes jobs again`)
+    seat.told = 'nothing'
+    seat.restMs = REST_MS
+  }
+
+  #note(seat: Seat, queue: Queue, error: QueueError): void {
+    if (error.code === 'refused') {
+      this.#rest(seat)
+      this.#tellOnce(seat, 'refused', `${error.message}: its jobs go to the other servers`)
+    } else if (error.code !== 'too_big') this.#lose(seat, queue, error)
   }
 
   #lose(seat: Seat, queue: Queue, error: QueueError): void {
@@ -268,8 +339,23 @@ class SpreadQueue implements Spread {
     return queue.ticketState(ticket)
   }
 
+  /** Of all servers that can be asked. */
+  async countJobs(tube: string): Promise<JobCounts> {
+    const queues = await Promise.all(this.#seats.map((seat) => this.#connect(seat, 'silently')))
+    const asked = queues.filter((queue) => queue !== undefined)
+    if (asked.length === 0) throw new QueueError('unreachable', this.#lostOnes().join('; '))
+    const counts = await Promise.all(asked.map((queue) => queue.countJobs(tube)))
+    const sum = (state: keyof JobCounts) => counts.reduce((total, each) => total + each[state], 0)
+    return { ready: sum('ready'), reserved: sum('reserved'), delayed: sum('delayed'), buried: sum('buried') }
+  }
+
   close(): void {
     this.#isClosed = true
     for (const { queue } of this.#seats) queue?.close()
   }
+}
+
+function asQueueError(error: unknown): QueueError {
+  if (error instanceof QueueError) return error
+  throw error
 }

@@ -147,6 +147,42 @@ describe('a queue on beanstalkd', () => {
     expect(await queue.reserve(0)).toBeUndefined()
   })
 
+  it('puts many texts at once, between other commands, each with its bytes and in order', async () => {
+    const [one, two] = [newTube(), newTube()]
+    const queue = await openHere()
+    const texts = Array.from({ length: 300 }, (_, i) => (i % 2 === 0 ? `\u00fc\u20ac\ud83d\ude00 ${i}` : ''))
+    const single = queue.put(Buffer.from('first'), inTube(one))
+    const many = queue.putMany(texts, inTube(two, { priority: 5 }))
+    const state = queue.ticketState('1')
+    const last = queue.put(Buffer.from('last'), inTube(one))
+    const tickets = [await single, ...(await many), await last].map(Number)
+    expect(tickets).toEqual([...tickets].sort((a, b) => a - b))
+    expect(await state).toMatch(/^[a-z]+$/)
+    expect(await queue.putMany([], inTube(one))).toEqual([])
+    await queue.watch([two])
+    for (const text of texts) {
+      const job = await reserveOne(queue)
+      expect(String(job.body)).toBe(text)
+      await job.delete()
+    }
+    const wrong = await queue.putMany(['a', 'b'], inTube('a b'))
+    expect(wrong).toMatchObject([{ code: 'protocol' }, { code: 'protocol' }])
+  })
+
+  it('counts the jobs of a tube by their states, behind all puts before; a tube that is not there has none', async () => {
+    const tube = newTube()
+    const queue = await openHere()
+    expect(await queue.countJobs(tube)).toEqual({ ready: 0, reserved: 0, delayed: 0, buried: 0 })
+    void queue.putMany(Array(20).fill('x'), inTube(tube))
+    void queue.putMany(Array(3).fill('x'), inTube(tube, { delaySeconds: 100 }))
+    expect(await queue.countJobs(tube)).toEqual({ ready: 20, reserved: 0, delayed: 3, buried: 0 })
+    await queue.watch([tube])
+    await (await reserveOne(queue)).bury(1)
+    await reserveOne(queue)
+    expect(await queue.countJobs(tube)).toEqual({ ready: 18, reserved: 1, delayed: 3, buried: 1 })
+    expect(await codeOf(queue.countJobs('a\r\nb'))).toBe('protocol')
+  })
+
   it('watches exactly the tubes that are named', async () => {
     const [one, two, three] = [newTube(), newTube(), newTube()]
     const queue = await openHere()
@@ -296,7 +332,9 @@ describe('a connection that ends', () => {
     const waiting = [queue.reserve(60), job.touch(), job.delete(), queue.put(Buffer.from('y'), inTube('other'))].map(
       codeOf,
     )
+    const many = queue.putMany(['a', 'b'], inTube('other'))
     await doomed.kill('SIGKILL')
+    expect(await many).toMatchObject([{ code: 'connection_lost' }, { code: 'connection_lost' }])
     expect(await Promise.all(waiting)).toEqual(Array(4).fill('connection_lost'))
     expect(await codeOf(job.bury(1))).toBe('connection_lost')
     expect(await codeOf(queue.reserve(1))).toBe('connection_lost')
@@ -377,6 +415,51 @@ describe('a peer that is no beanstalkd', () => {
     const url = await startFakeBroker((socket) => socket.write(reply))
     const queue = await openHere(url)
     expect(await codeOf(queue.put(Buffer.from('x'), inTube('default')))).toBe(code)
+  })
+
+  it.each([
+    ['at once', (socket: Socket, replies: string) => void socket.write(replies)],
+    [
+      'byte by byte',
+      async (socket: Socket, replies: string) => {
+        for (const c of replies) {
+          socket.write(c)
+          await new Promise(setImmediate)
+        }
+      },
+    ],
+  ])('answers each of many puts in its place when the replies come %s', async (_, write) => {
+    const replies =
+      'INSERTED 1\r\nJOB_TOO_BIG\r\nOUT_OF_MEMORY\r\nBURIED 4\r\nDRAINING\r\nINTERNAL_ERROR\r\nINSERTED 7\r\n'
+    const url = await startFakeBroker((socket, command) => command.startsWith('put') && void write(socket, replies))
+    const queue = await openHere(url)
+    const answers = await queue.putMany(['a', '\u00fc', 'c', 'd', 'e', 'f', 'g'], inTube('default'))
+    expect(answers.map((answer) => (typeof answer === 'string' ? answer : answer.code))).toEqual([
+      '1',
+      'too_big',
+      'refused',
+      'refused',
+      'refused',
+      'protocol',
+      '7',
+    ])
+    expect(String(answers[1])).toContain('the job has 2 bytes; beanstalkd takes 65535')
+  })
+
+  it('ends the connection at a reply to one of many puts that no put has, and believes none after it', async () => {
+    const url = await startFakeBroker(
+      (socket, command) => command.startsWith('put') && void socket.write('INSERTED 1\r\nBAD_FORMAT\r\nINSERTED 3\r\n'),
+    )
+    const queue = await openHere(url)
+    const many = queue.putMany(['a', 'b', 'c'], inTube('default'))
+    const later = queue.putMany(['d'], inTube('default'))
+    expect((await many).map((answer) => (typeof answer === 'string' ? answer : answer.code))).toEqual([
+      '1',
+      'protocol',
+      'protocol',
+    ])
+    expect(await later).toMatchObject([{ code: 'protocol' }])
+    await queue.closed
   })
 
   it('ends the connection when replies come that nobody asked for', async () => {
