@@ -64,13 +64,28 @@ function makeJsonLog(level: Level, write: (line: string) => void): Listener {
 }
 
 /** Field names as in the published documents; contents of jobs stay out of the log. */
-function forMachines(fields: Record<string, unknown>): Record<string, unknown> {
-  const { payloadJson: _payload, stdout: _stdout, outcome, ...rest } = fields
-  const named = Object.entries(rest).map(([key, value]) => [key.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`), value])
-  return {
-    ...Object.fromEntries(named),
-    ...(outcome === undefined ? {} : { outcome: (outcome as { kind: string }).kind }),
+function forMachines({
+  payloadJson: _,
+  stdout: __,
+  outcome,
+  ...rest
+}: Record<string, unknown>): Record<string, unknown> {
+  const named: Record<string, unknown> = {}
+  for (const key of Object.keys(rest)) named[nameOf(key)] = rest[key]
+  if (outcome !== undefined) named.outcome = (outcome as { kind: string }).kind
+  return named
+}
+
+/** There are some dozens. */
+const names = new Map<string, string>()
+
+function nameOf(key: string): string {
+  let name = names.get(key)
+  if (name === undefined) {
+    name = key.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`)
+    names.set(key, name)
   }
+  return name
 }
 
 function levelOf(event: WorkerEvent): 'debug' | 'info' | 'warn' | 'error' {
