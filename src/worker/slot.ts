@@ -40,6 +40,7 @@ export class Slot {
   #source: Source | undefined
   /** of the job in hand */
   #queue: Queue | undefined
+  readonly #watched = new WeakSet<Queue>()
   #draining = false
   #interrupted = false
   #failures = 0
@@ -215,9 +216,11 @@ export class Slot {
   /** Of the job in hand: every moment counts in which the broker may give it to another. */
   #watchConnection(queue: Queue): void {
     this.#queue = queue
-    const hold = this.#hold
+    // Once for each connection: what waits for its end is kept until then.
+    if (this.#watched.has(queue)) return
+    this.#watched.add(queue)
     void queue.closed.then(() => {
-      if (this.#queue === queue && this.#hold === hold) hold?.onClosed()
+      if (this.#queue === queue) this.#hold?.onClosed()
     })
   }
 
