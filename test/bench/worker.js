@@ -94,9 +94,13 @@ export async function work(bench, broker, worker, count, payload) {
 
 export const perThousand = (cpuSeconds, count) => (cpuSeconds === undefined ? undefined : (cpuSeconds / count) * 1000)
 
+/** V8 compiles what runs often: a daemon is to be measured as it is for the rest of its life. */
+const WARMING_JOBS = 1000
+
 /** How many jobs take about as long as a round should; what is new is warm then. */
 export async function chooseCount(bench, run) {
   const least = bench.quick ? MIN_JOBS.quick : MIN_JOBS.usual
+  if (!bench.quick) await run(WARMING_JOBS)
   const { rate } = await run(least)
   return Math.min(MAX_JOBS, Math.max(least, Math.round((rate * bench.seconds) / 20) * 20))
 }
