@@ -193,15 +193,14 @@ const MOST_GLANCES = 4
 
 /**
  * Whether nothing can be left of a run whose first process ended, without a listing: whatever it forked has a higher
- * number than its first process, and is among those that were given out since.
+ * number than its first process, and is among those that were given out since. What is found to be a stranger is not
+ * remembered: it is one to this run, and may be another's that goes on.
  * @param neighbours sessions of other runs: nobody can join one
- * @param strangers as in LookOptions
  * @returns false when that cannot be told so: look for it
  */
 export function isSurelyOver(
   quarry: Quarry & { readonly pid: number; readonly leader: Leader },
   neighbours: ReadonlySet<number>,
-  strangers: Map<number, number>,
 ): boolean {
   const { pid: first, leader } = quarry
   const sight = openSight()
@@ -218,9 +217,8 @@ export function isSurelyOver(
       if (sight.isBlind) return false
       if (stat === undefined || isZombie(stat) || pid === leader.pid) continue
       const isKin = stat.session === leader.pid || stat.parent === leader.pid || stat.parent === first
-      if (!isKin && (neighbours.has(stat.session) || strangers.get(pid) === stat.startTicks)) continue
+      if (!isKin && neighbours.has(stat.session)) continue
       if (isKin || traceOf(stat, quarry, sight) !== 'none') return false
-      strangers.set(pid, stat.startTicks)
     }
     asked = newest
   }

@@ -256,10 +256,6 @@ export function watchScratch(request: RunRequest, onExcess: (detail: string) => 
   }
 }
 
-/** Processes that were looked at and have nothing to do with any run of ours. */
-const strangers = new Map<number, number>()
-const MOST_STRANGERS = 10_000
-
 /** Ends what is still running and gathers how the first process ended. */
 async function conclude(
   request: RunRequest,
@@ -271,9 +267,7 @@ async function conclude(
   const { leader } = identity
   if (end === undefined) {
     const exit = await exited
-    if (strangers.size > MOST_STRANGERS) strangers.clear()
-    if (leader !== undefined && isSurelyOver({ ...identity, leader }, sessions, strangers))
-      return { ...exit, kill: undefined }
+    if (leader !== undefined && isSurelyOver({ ...identity, leader }, sessions)) return { ...exit, kill: undefined }
     const kill = await sweepLeftovers(identity, { seen })
     if (kill !== undefined) request.launcher?.replace()
     return { ...exit, kill }

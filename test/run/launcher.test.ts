@@ -5,7 +5,7 @@ import { expect, onTestFinished, test } from 'vitest'
 import { type Exit, type Launched, type Launcher, openLauncher, type Task } from '../../src/run/launcher.ts'
 import { hasProc, readProcess } from '../../src/run/look.ts'
 import { runAlgorithm } from '../../src/run/run.ts'
-import { findLeftovers, findSleepers, makeRequest, openGround, runScript, until } from './ground.ts'
+import { findLeftovers, findSleepers, type Ground, makeRequest, openGround, runScript, until } from './ground.ts'
 
 if (!hasProc) console.log('the tests of the launcher are left out: it needs /proc')
 const onLinux = test.skipIf(!hasProc)
@@ -161,7 +161,28 @@ onLinux('a run that signals its own group does not take the launcher along', asy
   const report = await runScript(ground, 'trap "exit 7" TERM; kill -TERM 0; sleep 10')
   expect(report).toMatchObject({ outcome: { kind: 'failed', exitCode: 7 } })
   expect(findLeftovers(ground)).toEqual([])
+  const limits = await runScript(ground, 'trap : PROF XCPU XFSZ; for s in PROF XCPU XFSZ; do kill -$s 0; done; exit 7')
+  expect(limits).toMatchObject({ outcome: { kind: 'failed', exitCode: 7 }, kill: undefined })
 })
+
+onLinux(
+  'what a run leaves is found also when another run, which ended meanwhile, had nothing to do with it',
+  async () => {
+    const [short, long] = [openGround(), openGround()]
+    const waits = (ground: Ground) => `while [ ! -e ${ground.dir}/end ]; do sleep 0.1; done`
+    const started: number[] = []
+    const first = runScript(short, waits(short), { onStarted: (pid) => void started.push(pid) })
+    await until('the first one', () => started.length === 1)
+    const second = runScript(long, `setsid sh -c "sleep $NAP </dev/null >/dev/null 2>&1 &"; ${waits(long)}`)
+    await until('what it leaves', () => findSleepers(long).length === 1)
+    writeFileSync(join(short.dir, 'end'), '')
+    expect((await first).kill).toBeUndefined()
+    expect(findSleepers(long).length).toBe(1)
+    writeFileSync(join(long.dir, 'end'), '')
+    expect((await second).kill).toMatchObject({ survivors: [] })
+    expect(findSleepers(long)).toEqual([])
+  },
+)
 
 onLinux(
   'a run that kills its launcher, or its whole group, is over: it died by that signal, and nothing is left',
