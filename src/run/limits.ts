@@ -39,6 +39,9 @@ const PROBE_MS = 10_000
 /** In place of resource limits that cannot be set, where a run could not enter its group: it is put off, not run without. */
 const REFUSAL_SCRIPT = 'echo "qworker: its limits cannot be kept: it has no control group now ($1)" >&2; exit 75'
 
+/** A shell keeps descriptors that it replaces aside, from number 10 on: with fewer it cannot open the streams of a run. */
+const SHELL_FILES = 16
+
 /** Fixed text: each value comes as an argument. It ends as the program, or with 126 and what the shell says of it. */
 const ULIMIT_SCRIPT = 'while [ "$1" != -- ]; do ulimit "$1" "$2" || exit 126; shift 2; done; shift; exec "$@"'
 
@@ -111,6 +114,7 @@ export async function findRestraint(
 
 /** What the shell of launchers sets without a program in between; tried. */
 async function findUlimits(limits: Limits): Promise<readonly string[] | undefined> {
+  if (limits.openFiles !== undefined && limits.openFiles < SHELL_FILES) return undefined
   for (const option of optionsForProcesses(limits)) {
     const pairs = ulimitPairs(limits, option)
     if ((await tryLauncher(['/bin/sh', '-c', ULIMIT_SCRIPT, 'limits', ...pairs, '--'], undefined)) === undefined)

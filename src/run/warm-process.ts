@@ -99,8 +99,9 @@ export function startWarmProcess(start: WarmStart): WarmProcess | { failure: Pro
     const shortage = findDescriptorShortage(SPAWN_DESCRIPTORS)
     if (shortage !== undefined) throw Object.assign(new Error(`too few descriptors (${shortage})`), { code: shortage })
     const entry = group === undefined ? standIn : entryLauncher(standIn)
+    // Before the limits: where few descriptors may be open, a shell cannot keep those aside that it replaces.
     const reader = ['/bin/sh', '-c', STDIN_SCRIPT, 'warm']
-    const [first = '', ...rest] = [...entry, ...launcher, ...reader, start.file, ...start.args]
+    const [first = '', ...rest] = [...entry, ...reader, ...launcher, start.file, ...start.args]
     const child = spawn(first, rest, {
       cwd: start.home,
       env: start.environment,

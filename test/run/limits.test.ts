@@ -3,7 +3,7 @@ import { chmodSync, existsSync, mkdirSync, symlinkSync, writeFileSync } from 'no
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findAlgorithms } from '../../src/run/algorithm.ts'
-import { findLauncher, type Launcher, type Limits, nameLimit } from '../../src/run/limits.ts'
+import { findLauncher, findRestraint, type Launcher, type Limits, nameLimit } from '../../src/run/limits.ts'
 import { findUser } from '../../src/run/user.ts'
 import { leaveOut } from '../support/installation.ts'
 import { openGround, PATH, type RunOptions, runScript } from './ground.ts'
@@ -165,4 +165,15 @@ test('a peak near the memory limit is told', () => {
 test('who has no limits has no launcher, and a SIGXCPU from elsewhere names none', async () => {
   const report = await runScript(openGround(), 'kill -XCPU $$')
   expect(report.outcome).toEqual({ kind: 'signalled', signal: 'SIGXCPU' })
+})
+
+test('open_files: as few as a manifest can say are enough for a program that opens none', async () => {
+  for (const openFiles of [8, 13, 15, 16, 30]) {
+    const restraint = await findRestraint({ openFiles }, PATH, undefined, [])
+    if ('problem' in restraint) throw new Error(restraint.problem)
+    const manifest = { command: ['/bin/cat', '/proc/self/limits'], limits: { openFiles }, restraint }
+    const report = await runScript(openGround(), '', { manifest })
+    expect(report, `${openFiles}`).toMatchObject({ outcome: { kind: 'success' } })
+    expect(report.resultJson).toMatch(new RegExp(`Max open files +${openFiles} +${openFiles} `))
+  }
 })
