@@ -13,7 +13,7 @@
  */
 
 import { randomBytes } from 'node:crypto'
-import { chownSync, mkdirSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { chownSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import type { Outcome } from '../job/outcome.ts'
 import { type Algorithm, commandFor, explainStartFailure } from './algorithm.ts'
@@ -25,6 +25,7 @@ import { accessProblem, handOver } from './user.ts'
 import { startWarmProcess, type WarmProcess } from './warm-process.ts'
 import {
   directoryBytes,
+  isAsMade,
   removeTree,
   removeWorkdir,
   SETTINGS_FILE,
@@ -139,13 +140,18 @@ export class Seat {
     this.#path = join(warmFolder(options.workshop, algorithm.name), `${options.slot}.${number}`)
   }
 
-  /** A directory that nothing was left in serves again, by another name: who still writes to the old one finds it gone. */
+  /**
+   * A directory that nothing was left in serves again, by another name: who still writes to the old one finds it gone.
+   * Looked at again: the process goes on after its answer.
+   */
   openWorkdir(): WarmWorkdir {
     const { user } = this.algorithm
     const path = join(this.#path, `job-${++this.#jobNumber}`)
     const spare = this.#spare
     this.#spare = undefined
-    if (spare === undefined || !tryRename(spare, path)) {
+    const isUsable = spare !== undefined && isUntouched(spare, user?.uid)
+    if (spare !== undefined && !isUsable) this.#see(this.#remove(spare))
+    if (!isUsable || !tryRename(spare, path)) {
       this.#makePlace()
       mkdirSync(path, { mode: 0o700 })
       if (user !== undefined) chownSync(path, user.uid, user.gid)
@@ -262,10 +268,13 @@ export class Seat {
   /** Ends a process that has no job any more; in the background. */
   retire(process: WarmProcess, how: 'kill' | 'close'): void {
     if (this.#process === process) this.#process = undefined
-    const retired: Promise<void> = this.#retire(process, how)
-      .catch(() => undefined)
-      .finally(() => this.#ending.delete(retired))
-    this.#ending.add(retired)
+    this.#see(this.#retire(process, how))
+  }
+
+  /** To its end, before the seat is closed. */
+  #see(ending: Promise<void>): void {
+    const ended: Promise<void> = ending.catch(() => undefined).finally(() => this.#ending.delete(ended))
+    this.#ending.add(ended)
   }
 
   async #retire(process: WarmProcess, how: 'kill' | 'close'): Promise<void> {
@@ -306,6 +315,15 @@ export class Seat {
     if (this.#process !== undefined) this.retire(this.#process, 'close')
     await Promise.all(this.#ending)
     await this.#remove(this.#path)
+  }
+}
+
+/** False also when it cannot be told. */
+function isUntouched(path: string, uid: number | undefined): boolean {
+  try {
+    return isAsMade(path, uid) && readdirSync(path).length === 0
+  } catch {
+    return false
   }
 }
 

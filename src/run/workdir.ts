@@ -193,10 +193,10 @@ export class Spares {
     try {
       const names = bare.get(workdir) ?? listFew(scratch)
       if (names === undefined || names.some((name) => !OURS.has(name))) return false
-      const { mode, nlink } = lstatSync(scratch)
-      if ((mode & 0o7777) !== 0o700 || nlink > 2) return false
+      const around = readdirSync(path).filter((name) => name !== basename(scratch))
+      if (around.some((name) => !STREAMS.includes(name)) || !isAsMade(path) || !isAsMade(scratch)) return false
       for (const name of names) unlinkSync(join(scratch, name))
-      for (const name of STREAMS) if (statOf(join(path, name)) !== undefined) unlinkSync(join(path, name))
+      for (const name of around) unlinkSync(join(path, name))
       const name = join(this.#folder, `spare.${++this.#made}`)
       renameSync(path, name)
       this.#names.push(name)
@@ -207,6 +207,12 @@ export class Spares {
   }
 }
 
+/** A directory with our rights: an algorithm may have changed them, or put something else in its place. */
+export function isAsMade(path: string, uid = process.geteuid?.()): boolean {
+  const stats = lstatSync(path)
+  return stats.isDirectory() && (stats.mode & 0o7777) === 0o700 && stats.uid === (uid ?? stats.uid)
+}
+
 /** Names in a directory; undefined when there may be more than some hundreds. */
 function listFew(path: string): string[] | undefined {
   return lstatSync(path).size > SMALL_FOLDER_BYTES ? undefined : readdirSync(path)
@@ -214,6 +220,11 @@ function listFew(path: string): string[] | undefined {
 
 /** What was in them when their runs were over: from then on nobody changes it but we. */
 const bare = new WeakMap<Workdir, string[]>()
+
+/** Whether its removal takes no longer than a few calls. */
+export function isKnownBare(workdir: Workdir): boolean {
+  return bare.has(workdir)
+}
 
 /**
  * Whether an algorithm left nothing in its directory, so that there is nothing to weigh or to publish. Told without

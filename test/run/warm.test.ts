@@ -2,8 +2,19 @@ import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } fr
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect, test } from 'vitest'
+import { findRestraint } from '../../src/run/limits.ts'
 import type { RunReport } from '../../src/run/run.ts'
-import { findLeftovers, findSleepers, kill, listPids, openDescriptors, openGround, readProc, until } from './ground.ts'
+import {
+  findLeftovers,
+  findSleepers,
+  kill,
+  listPids,
+  openDescriptors,
+  openGround,
+  PATH,
+  readProc,
+  until,
+} from './ground.ts'
 import { byShell, makeWarm, newUuid, openWarm, SAILOR } from './warm.ts'
 
 const pidOf = (report: RunReport): number => {
@@ -342,4 +353,36 @@ test('more files than may lie in the directory of the job, or in that of the pro
   const long = await slot.run('waits', { maxScratchBytes: 500_000 })
   expect(long.outcome).toMatchObject({ kind: 'output_exceeded' })
   expect(long.kill?.survivors).toEqual([])
+})
+
+test.each([
+  ['writes to it between two jobs', '(until [ -e "$HOME/go" ]; do sleep 0.05; done; echo x >"$dir/late") & answer 1'],
+  ['changes its rights', 'chmod 777 "$dir"; answer 1'],
+  ['puts a link in its place', 'rmdir "$dir"; mkdir "$HOME/mine"; ln -s "$HOME/mine" "$dir"; answer 1'],
+])('the next job has an empty directory of its own, when one %s', async (what, script) => {
+  const second = 'echo "$(stat -c %a%F "$dir")$(ls "$dir")" >"$dir/mine"; answer 2'
+  const slot = openWarm(openGround(), byShell(`case $n in '') n=1; ${script};; *) ${second};; esac`))
+  expect((await slot.run()).resultJson).toBe('1')
+  const seat = join(slot.workshop, '.warm', 'test', '1.1')
+  if (what.startsWith('writes')) {
+    writeFileSync(join(seat, 'process-1', 'home', 'go'), '')
+    await until('it has written', () => existsSync(join(seat, 'job-1', 'late')))
+  }
+  let mine = ''
+  const look = ({ outputs: [output] }: RunReport) => {
+    mine = readFileSync(output?.path ?? '', 'utf8')
+  }
+  const report = await slot.run({}, { look })
+  expect(report).toMatchObject({ resultJson: '2', outputs: [{ name: 'mine' }] })
+  expect(mine).toBe('700directory\n')
+})
+
+test('a process may be allowed as few descriptors as a manifest can say', async () => {
+  const limits = { openFiles: 8 }
+  const restraint = await findRestraint(limits, PATH, undefined, [])
+  if ('problem' in restraint) throw new Error(restraint.problem)
+  const program =
+    'import json,os\njob=json.loads(input())\nprint(json.dumps({"uuid":job["uuid"],"result":os.sysconf("SC_OPEN_MAX")}),flush=True)'
+  const slot = openWarm(openGround(), { command: ['python3', '-c', program], limits, restraint })
+  expect(await slot.run()).toMatchObject({ resultJson: '8' })
 })

@@ -1,6 +1,8 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
+  chmodSync,
+  chownSync,
   closeSync,
   existsSync,
   ftruncateSync,
@@ -28,10 +30,12 @@ import {
   reclaimStreams,
   removeWorkdir,
   SETTINGS_FILE,
+  Spares,
   type Workdir,
 } from '../../src/run/workdir.ts'
 import { openGround, runScript } from './ground.ts'
 
+const isRoot = process.geteuid?.() === 0
 let base: string
 let workdir: Workdir
 beforeEach(async () => {
@@ -252,4 +256,24 @@ test('a result directory that is gone is not made anew by a run', async () => {
   const gone = join(base, 'not-mounted')
   await expect(createWorkdir(join(gone, '.work'), 'run', '{}')).rejects.toMatchObject({ code: 'ENOENT' })
   expect(existsSync(gone)).toBe(false)
+})
+
+test.each<[string, boolean, (path: string) => void]>([
+  ['nothing', true, () => undefined],
+  ['a file beside its directory', false, (path) => writeFileSync(join(path, 'extra'), 'x')],
+  ['a folder beside its directory', false, (path) => mkdirSync(join(path, 'outputs'))],
+  ['its folder open to all', false, (path) => chmodSync(path, 0o777)],
+  ['its directory open to all', false, (path) => chmodSync(join(path, 'scratch'), 0o777)],
+  ['its directory another’s', !isRoot, (path) => isRoot && chownSync(join(path, 'scratch'), 65_534, 0)],
+])('a run that leaves %s: that its directory serves again is %s', async (_, serves, change) => {
+  const spares = new Spares(base)
+  writeFileSync(workdir.stdout, 'x')
+  change(workdir.path)
+  await removeWorkdir(workdir, spares)
+  expect(existsSync(workdir.path)).toBe(false)
+  expect(readdirSync(base)).toEqual(serves ? ['spare.1'] : [])
+  const next = await createWorkdir(base, 'next', '[]', undefined, undefined, spares)
+  expect([readdirSync(next.path), readdirSync(next.scratch)]).toEqual([['scratch'], ['input.json']])
+  for (const path of [next.path, next.scratch]) expect(statSync(path)).toMatchObject({ uid: process.geteuid?.() })
+  expect([statSync(next.path).mode & 0o7777, statSync(next.scratch).mode & 0o7777]).toEqual([0o700, 0o700])
 })
