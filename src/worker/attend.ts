@@ -30,7 +30,7 @@ import type { Launcher } from '../run/launcher.ts'
 import { type RunEnd, type RunReport, runAlgorithm, SHOWN_STDOUT_BYTES } from '../run/run.ts'
 import { runWarm } from '../run/warm.ts'
 import type { WarmSeats, WarmWorkdir } from '../run/warm-seat.ts'
-import { createWorkdir, removeWorkdir, type Workdir } from '../run/workdir.ts'
+import { createWorkdir, isKnownBare, removeWorkdir, type Workdir } from '../run/workdir.ts'
 import { StoreError } from '../store/store.ts'
 import { TrackerError } from '../tracker/tracker.ts'
 import { type Account, type Turn, takeAccount } from './account.ts'
@@ -42,7 +42,6 @@ const TWIN_DELAY_SECONDS = 1
 /** The copies of a failed attempt may take this long before the job is settled; the outbox goes on without us. */
 const FAILURE_PATIENCE_MS = 3_000
 const MOST_FREE_FAULTS = 10
-const JUST_RESERVED_MS = 100
 
 /** What a slot is doing, for people. */
 export interface Doing {
@@ -67,10 +66,8 @@ export interface Hand {
   /** ends the run; its reason is a RunEnd */
   readonly signal: AbortSignal
   /** performance.now() */
-  readonly reservedAt: number
-  /** Date.now() then */
-  readonly reservedDate: number
-  /** Called when the deletion was sent. */
+  readonly takenAt: number
+  /** Called when the deletion was sent, if little is left to do after it. */
   readonly onDeleting?: () => void
 }
 
@@ -252,8 +249,11 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
   try {
     // Only now: a directory that refuses is a fault that is counted, so that the wait grows.
     await context.stores.local.prepare(ref.uuid)
-    workdir = await openWorkdir(job, algorithm, runId)
-    const attempt: Attempt = { ...job, algorithm, workdir, turn, fence, started, limitSeconds }
+    const place = await openWorkdir(job, algorithm, runId)
+    workdir = place
+    // The next job would wait in our hands, while others are idle, for as long as it takes to remove what was left.
+    const onDeleting = () => isQuicklyClosed(place) && job.onDeleting?.()
+    const attempt: Attempt = { ...job, onDeleting, algorithm, workdir, turn, fence, started, limitSeconds }
     await conclude(attempt, await run(attempt))
   } catch (error) {
     if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error, turn)
@@ -271,6 +271,10 @@ async function openWorkdir(
   const settings = context.settingsFor(algorithm)
   if (algorithm.warm !== undefined) return warm.openWorkdir(algorithm, settings)
   return createWorkdir(context.workshop, runId, workPackage.payloadJson, settings, algorithm.user, context.spares)
+}
+
+function isQuicklyClosed(workdir: Workdir | WarmWorkdir): boolean {
+  return 'seat' in workdir ? workdir.isEmpty : isKnownBare(workdir)
 }
 
 /**
@@ -398,7 +402,7 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   doing.step = 'publishing'
   if (outcome.kind === 'success') {
     // Asked twice: before published names change, and right before the commit.
-    const stillOurs = () => (isJustReserved(job) ? holdsAttempt(job) : holdsBoth(job))
+    const stillOurs = () => (job.hold.isFresh ? holdsAttempt(job) : holdsBoth(job))
     const isPublished = await publishSuccess(context.stores, facts, previous, record, report, workdir, stillOurs)
     if (!isPublished) return discard(job, record)
     await endAttempt(job, record, 'complete', true)
@@ -420,15 +424,6 @@ async function conclude(job: Attempt, report: RunReport): Promise<void> {
   await context.outbox?.delivered(ref.uuid, FAILURE_PATIENCE_MS, job.signal)
   await settleJob(job, attempt, settlement)
   if (outcome.kind === 'worker_fault') await context.isMachineAtFault(outcome.detail)
-}
-
-/**
- * A reservation lasts one TTR, of a second at least: a moment after it was made it is ours without a question to the
- * broker, as long as its connection is. By two clocks: one of them may stand still while a machine sleeps.
- */
-function isJustReserved({ hold, reservedAt, reservedDate }: Attempt): boolean {
-  const isSoon = (ms: number) => ms >= 0 && ms < JUST_RESERVED_MS
-  return hold.isConnected && isSoon(performance.now() - reservedAt) && isSoon(Date.now() - reservedDate)
 }
 
 /** The reservation and the newest attempt. */
@@ -547,7 +542,7 @@ async function earlierAttempts(
 async function settleJob(job: Job, attempt: number, settlement: Settlement): Promise<void> {
   job.doing.step = 'settling'
   if (!(await tellBroker(job, settlement, job.ref.uuid))) return
-  const durationSeconds = Math.round(performance.now() - job.reservedAt) / 1000
+  const durationSeconds = Math.round(performance.now() - job.takenAt) / 1000
   job.context.bus.emit({ ...job.ref, event: 'job_settled', attempt, settlement, durationSeconds })
   job.context.onSettled(settlement)
 }

@@ -11,17 +11,27 @@
  *   attempt is open and give the job back; so "reserved" is no reason to give up before the time is over.
  * - On a half-open connection the broker believes for a TTR that we hold the job: that looks the same.
  * - A broker that lost its jobs numbers new ones from 1: the ticket may name another job, which its body tells.
+ * - Who is stopped while it waits for a job hears of the reservation when it goes on, however long that takes: its age is
+ *   counted from the question.
  * - A settlement whose answer was lost may have been obeyed: then the ticket is gone, or is taken back and settled again.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
 
+/** By two clocks: one of them may stand still while a machine sleeps. */
+export interface Moment {
+  /** performance.now() */
+  readonly ms: number
+  /** Date.now() */
+  readonly date: number
+}
+
 export interface Hold {
   /** as it was when it was made; its methods are this module's to call */
   readonly reservation: Reservation
-  /** Nothing was heard of a broken connection. */
-  readonly isConnected: boolean
+  /** Whether the broker said a moment ago that it is ours: it is, without a question, as long as its connection is. */
+  readonly isFresh: boolean
   /** Touches now. False when the reservation is no longer ours; while the broker is away this waits for it. */
   isOurs(): Promise<boolean>
   /** Tells the broker, again if the connection breaks meanwhile. False when there was nothing of ours left to settle. */
@@ -35,6 +45,8 @@ export interface Hold {
 
 export interface HoldOptions {
   readonly reservation: Reservation
+  /** right before the broker was asked for it */
+  readonly asked: Moment
   /** one try to open another connection, for this slot from now on; throws QueueError */
   readonly reconnect: () => Promise<Queue>
   /** called at most once, when the reservation is no longer ours */
@@ -52,6 +64,8 @@ export const REGAIN_SECONDS = 10
 const TOUCHES_PER_TTR = 3
 /** A dead peer is to be noticed within 30 s: this, and the time that a reply may take. */
 const MAX_INTERVAL_MS = 10_000
+/** A reservation lasts one TTR, of a second at least, from when it was made or touched: from then, not from when we heard. */
+const FRESH_MS = 100
 /** A TTR of one second leaves no room for two touches that a busy machine delays. */
 const MIN_INTERVAL_MS = 200
 const REGAIN_PAUSE_MS = 50
@@ -60,6 +74,10 @@ const REGAIN_PAUSE_MAX_MS = 1_000
 const SETTLE_TRIES = 5
 /** Made once: an abort without a reason makes an exception, with a stack, for each job. */
 const GIVEN_UP = new Error('given up')
+
+export function thisMoment(): Moment {
+  return { ms: performance.now(), date: Date.now() }
+}
 
 /** Starts to touch. */
 export function startHold(options: HoldOptions): Hold {
@@ -72,6 +90,7 @@ class TouchingHold implements Hold {
   readonly #giveUp = new AbortController()
   readonly #timer: NodeJS.Timeout
   #current: Reservation
+  #asked: Moment
   #isLost = false
   #isBroken = false
   #touching: Promise<boolean> | undefined
@@ -81,10 +100,12 @@ class TouchingHold implements Hold {
     this.#options = options
     this.reservation = options.reservation
     this.#current = options.reservation
+    this.#asked = options.asked
     const { ttrSeconds } = options.reservation
     const interval = (ttrSeconds * 1000) / (TOUCHES_PER_TTR + (ttrSeconds <= 2 ? 2 : 0))
     const ms = Math.max(MIN_INTERVAL_MS, Math.min(interval, MAX_INTERVAL_MS))
     this.#timer = setInterval(() => void this.#touch(), ms)
+    if (!this.isFresh) void this.#freshen()
   }
 
   // A touch that is under way was sent before the question and proves nothing: ask again after it.
@@ -111,8 +132,11 @@ class TouchingHold implements Hold {
     }
   }
 
-  get isConnected(): boolean {
-    return !this.#isBroken && !this.#isLost
+  get isFresh(): boolean {
+    const { ms, date } = this.#asked
+    const isSoon = (age: number) => age >= 0 && age < FRESH_MS
+    const isConnected = !this.#isBroken && !this.#isLost
+    return isConnected && isSoon(performance.now() - ms) && isSoon(Date.now() - date)
   }
 
   onClosed(): void {
@@ -136,6 +160,12 @@ class TouchingHold implements Hold {
       this.#options.onLost(`the reservation was lost: ${detail}`)
     }
     return false
+  }
+
+  /** It may have been made long ago: who waits for a job may be stopped while it comes. */
+  async #freshen(): Promise<void> {
+    const asked = thisMoment()
+    if (await this.#touch()) this.#asked = asked
   }
 
   #touch(): Promise<boolean> {

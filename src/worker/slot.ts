@@ -6,8 +6,8 @@
  * - Draining (or going quiet) while `reserve` waits: the connection is closed, and a job that was on its way falls back
  *   to its tube.
  * - Draining between `reserve` and the job: it is released untouched.
- * - The next job is asked for while the deletion of the last one is on its way. Whatever comes in between closes the
- *   connection, and a job that was on its way falls back to its tube.
+ * - The next job is asked for while the deletion of the last one is on its way, if that left nothing to remove. Whatever
+ *   comes in between closes the connection, and a job that was on its way falls back to its tube.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -199,8 +199,7 @@ export class Slot {
       const tools = { launcher: this.#launcher, warm: this.#warm }
       const hand = { context: this.#context, slot: this.number, reservation, hold, doing, ...tools }
       const onDeleting = () => this.#askAhead()
-      const times = { reservedAt: performance.now(), reservedDate: Date.now() }
-      const faulty = await attendJob({ ...hand, ...times, signal: run.signal, onDeleting })
+      const faulty = await attendJob({ ...hand, takenAt: performance.now(), signal: run.signal, onDeleting })
       if (faulty) await this.#pause(FAULT_PAUSE_SECONDS * 1000)
     } finally {
       hold.stop()
@@ -221,11 +220,12 @@ export class Slot {
     })
   }
 
-  #startHold({ reservation, reconnect }: Taken, run: AbortController): Hold {
+  #startHold({ reservation, asked, reconnect }: Taken, run: AbortController): Hold {
     const { bus } = this.#context
     const subject = { slot: this.number, ticket: reservation.ticket }
     return startHold({
       reservation,
+      asked,
       reconnect: async () => {
         this.#queue = undefined
         const queue = await reconnect()

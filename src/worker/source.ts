@@ -8,6 +8,7 @@
  */
 
 import { type Queue, QueueError, type Reservation } from '../queue/queue.ts'
+import { type Moment, thisMoment } from './hold.ts'
 import type { QueueServer, Servers } from './servers.ts'
 
 /** Each return shows that the broker is alive: a dead peer is noticed within this and the time that a reply may take. */
@@ -21,6 +22,8 @@ const NO_SERVER_MS = 5_000
 export interface Taken {
   readonly reservation: Reservation
   readonly queue: Queue
+  /** right before the server was asked */
+  readonly asked: Moment
   /** One try to connect to the same server again, whatever a reload names since. @throws QueueError */
   readonly reconnect: () => Promise<Queue>
 }
@@ -144,9 +147,10 @@ export class Source {
   async #reserve(server: QueueServer, queue: Queue, seconds: number): Promise<Taken | undefined> {
     // Much may have been asked for while it connected.
     if (!this.#options.mayTake()) return undefined
+    const asked = thisMoment()
     const reservation = await queue.reserve(seconds)
     if (reservation !== undefined) this.#next = this.#options.servers.indexOf(server) + 1
-    return reservation && { reservation, queue, reconnect: () => this.#reconnect(server) }
+    return reservation && { reservation, queue, asked, reconnect: () => this.#reconnect(server) }
   }
 
   async #reconnect(server: QueueServer): Promise<Queue> {

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findRuns, type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
@@ -100,9 +100,10 @@ test("a worker that stays stopped in the middle of its publication publishes not
   const proxy = await startProxy(home.broker.port)
   // Of a run that took a while, the first question comes before files get their names, the second before the result does.
   proxy.holdFrom('touch', 1)
-  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
   const uuid = newUuid()
+  // Before its worker: one that had waited for the job would have asked when it came.
   const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: TTR_SECONDS })
+  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
   await first.waitFor('the end of the run', ({ event }) => event === 'run_ended')
   await until('its last question is on its way', () => proxy.isHolding())
   await freeze(first)
@@ -132,3 +133,36 @@ test("a worker that stays stopped in the middle of its publication publishes not
   expect(readAll(home, uuid)).toEqual(before)
   expect(runsOf(home)).toBe(2)
 }, 240_000)
+
+test('a worker that is stopped while it waits does not publish the job that came meanwhile, and is with another that knows nothing of it', async () => {
+  const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
+  const go = join(home.base, 'go')
+  home.addAlgorithm('job', `case $PWD in */elsewhere/*) until [ -e ${go} ]; do sleep 0.1; done;; esac; echo 1`)
+  home.addAlgorithm('other', 'echo 2')
+  const proxy = await startProxy(home.broker.port)
+  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+  const work = async () => {
+    const other = await home.putJob('other')
+    await until('the first works', () => home.status(other)?.state === 'complete')
+  }
+  await work()
+  await until('it waits', async () => (await home.broker.stat('current-waiting')) === 1)
+  await freeze(first)
+  const uuid = newUuid()
+  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: 60 })
+  await until('it is reserved', async () => (await home.ticketState(ticket)) === 'reserved')
+  // What the broker says of it is on its way to the stopped worker; as when its time was over, it is another's now.
+  await new Promise((resolve) => setTimeout(resolve, 200))
+  proxy.renew()
+  const elsewhere = join(home.base, 'elsewhere')
+  mkdirSync(elsewhere)
+  const second = await home.startWorker({ RESULT_BASEDIR: elsewhere })
+  await second.waitFor('the job', ({ event }) => event === 'run_started')
+  first.child.kill('SIGCONT')
+  await first.waitFor('the job', (line) => line.event === 'job_dequeued' && line.uuid === uuid)
+  await work()
+  expect(published(first, uuid)).toBe(0)
+  writeFileSync(go, '')
+  await until('the job is gone', async () => (await home.ticketState(ticket)) === 'gone')
+  expect(published(second, uuid)).toBe(1)
+}, 60_000)

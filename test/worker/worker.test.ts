@@ -344,3 +344,24 @@ test('a full disk releases the job without spending an attempt, and it completes
     execFileSync('umount', ['-l', small])
   }
 })
+
+test('no job is taken while what the last one left is removed: another slot may have it meanwhile', async () => {
+  const home = await install({ CONCURRENCY: '1' })
+  home.addAlgorithm('leaves', 'mkdir d; cd d; seq 1 30000 | xargs touch', 'outputs: []')
+  home.addAlgorithm('next', 'echo 1')
+  const [uuid, nextUuid] = [newUuid(), newUuid()]
+  const first = await home.put(`[{"uuid":"${uuid}","type":"leaves"},{}]`, { ttr: 60 })
+  const next = await home.put(`[{"uuid":"${nextUuid}","type":"next"},{}]`)
+  await home.startWorker()
+  const work = join(home.results, '.work')
+  const isLeft = () => readdirSync(work).some((id) => readdirSync(join(work, id)).some((name) => name.startsWith(uuid)))
+  const seen = new Set<string>()
+  await until('the second', async () => {
+    if ((await home.ticketState(first)) === 'gone') {
+      const state = await home.ticketState(next)
+      if (isLeft()) seen.add(state)
+    }
+    return home.result(nextUuid) !== undefined
+  })
+  expect([...seen]).not.toContain('reserved')
+})
