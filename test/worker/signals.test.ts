@@ -55,11 +55,13 @@ test.each(['SIGTERM', 'SIGINT'] as const)(
   async (signal) => {
     const home = await install({ CONCURRENCY: '2' })
     addRuns(home)
-    // The last question before the commit is a touch: while it is kept back, the publication is in its middle.
+    // The last question before the commit is a touch: while it is kept back, the publication is in its middle. Of a run
+    // that is over in a moment nothing is asked.
+    home.addAlgorithm('lasts', 'sleep 0.3; echo 2')
     const proxy = await startProxy(home.broker.port)
     const worker = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
     proxy.holdFrom('touch')
-    const job = await putOne(home, 'ok')
+    const job = await putOne(home, 'lasts')
     await worker.waitFor('the end of the run', ({ event }) => event === 'run_ended')
     await until('it publishes', async () => (await slotsOf(worker)).some(({ step }) => step === 'publishing'))
     await tell(worker, signal, 'worker_draining')
