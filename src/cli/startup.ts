@@ -154,7 +154,7 @@ export async function checkProcessTools(): Promise<Problem[]> {
 
 /** What the process itself holds open, and what a slot may at once: its broker, streams, files that it publishes. */
 const OWN_FILES = 64
-const FILES_PER_SLOT = 44
+const FILES_PER_SLOT = 26
 const FILES_PER_FURTHER_SERVER = 1
 /** A client of HTTP may have a connection and a file that is sent. */
 const FILES_PER_CLIENT = 2

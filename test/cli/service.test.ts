@@ -36,7 +36,7 @@ test('the times of the unit leave room for those of the worker', () => {
     return Number(new RegExp(`const ${name} = ([\\d_]+)`).exec(source)?.[1]?.replaceAll('_', ''))
   }
   const pass = Math.max(
-    longest('worker/slot.ts', 'RESERVE_SECONDS'),
+    longest('worker/source.ts', 'RESERVE_SECONDS'),
     longest('worker/hold.ts', 'MAX_INTERVAL_MS') / 1000,
     longest('worker/slot.ts', 'RECONNECT_MAX_MS') / 1000,
   )

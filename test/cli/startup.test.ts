@@ -9,14 +9,14 @@ const limits = (files: string) =>
 
 test('the clients of the HTTP server leave the jobs their files', () => {
   expect(shareFiles(4, 'http', limits('1024                 524288               files')).http).toBe(
-    (1024 - 64 - 96) / 2,
+    (1024 - 64 - 104) / 2,
   )
   expect(shareFiles(64, 'http', limits('1024  524288  files')).http).toBe(8)
   expect(shareFiles(1, 'http', limits('20000  20000  files')).http).toBeGreaterThan(512)
   for (const unknown of [limits('unlimited  unlimited  files'), '', undefined])
     expect(shareFiles(4, 'http', unknown ?? '').http).toBeUndefined()
   const both = shareFiles(4, 'both', limits('1024  524288  files'))
-  expect(both).toEqual({ http: (1024 - 64 - 96) / 4, broker: (1024 - 64 - 96) / 2 })
+  expect(both).toEqual({ http: (1024 - 64 - 104) / 4, broker: (1024 - 64 - 104) / 2 })
   if (process.platform === 'linux') expect(shareFiles(1, 'http').http).toBeGreaterThanOrEqual(8)
 })
 
