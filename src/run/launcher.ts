@@ -16,12 +16,12 @@
  * does, and the guard of a worker that is killed ends it with the runs.
  *
  * Only where there is /proc, and a shell that does as told: this is tried before the first job. Elsewhere, and where
- * another user or a variable that a shell takes for its own is asked for, Node starts the process itself (run.ts).
+ * another user or a variable that a shell takes for its own is asked for, Node starts the process itself (first-process.ts).
  */
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { constants } from 'node:os'
-import { hasProc, MARK_VARIABLE, startTicksOf } from './look.ts'
+import { hasProc, type Leader, MARK_VARIABLE, startTicksOf } from './look.ts'
 
 export interface Exit {
   readonly exitCode: number | null
@@ -45,8 +45,8 @@ export interface Task {
 
 export interface Launched {
   readonly pid: number
-  /** of the process that leads its session and group, with its start in clock ticks since boot */
-  readonly leader: { readonly pid: number; readonly startTicks: number | undefined }
+  /** of its session and group */
+  readonly leader: Leader
   readonly exited: Promise<Exit>
 }
 
@@ -88,22 +88,28 @@ export function openLauncher(workerId: string): Launcher {
   }
 }
 
-let usable: Promise<boolean> | undefined
+let usable: Promise<boolean | undefined> | undefined
 
 /** Tried once: that it tells pids, exits and deaths by a signal apart. */
-function hasUsableShell(): Promise<boolean> {
+async function hasUsableShell(): Promise<boolean> {
   usable ??= tryShell()
-  return usable
+  const isUsable = await usable
+  if (isUsable === undefined) usable = undefined
+  return isUsable ?? false
 }
 
-async function tryShell(): Promise<boolean> {
-  const shell = hasProc ? startShell('') : undefined
-  if (shell === undefined) return false
+/** Undefined when none can be started now: that may pass. */
+async function tryShell(): Promise<boolean | undefined> {
+  if (!hasProc) return false
+  const shell = startShell('')
+  if (shell === undefined) return undefined
+  const clock = setTimeout(() => shell.end(), START_MS)
   try {
     const died = await tryTask(shell, 'kill -KILL $$')
     const ended = await tryTask(shell, 'exit 137')
     return died?.signal === 'SIGKILL' && ended?.exitCode === 137
   } finally {
+    clearTimeout(clock)
     shell.end()
   }
 }
@@ -179,7 +185,7 @@ function startShell(workerId: string): Shell | undefined {
 class ShellProcess implements Shell {
   isOver = false
   readonly #child: ChildProcess
-  readonly #leader: Launched['leader']
+  readonly #leader: Leader
   #running: Running | undefined
   #rest = ''
 

@@ -5,39 +5,18 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { type AcceptedJob, submitBatch } from '../../src/batch/batch.ts'
 import { type LineBlock, splitLines } from '../../src/batch/lines.ts'
-import { parsePackage } from '../../src/job/package.ts'
-import { openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
+import { type Queue, QueueError } from '../../src/queue/queue.ts'
 import { makeServers, rankServers } from '../../src/queue/servers.ts'
 import { makeSpread } from '../../src/queue/spread.ts'
 import { startBroker, type TestBroker } from '../support/broker.ts'
+import { newPut, openForTest, takeAll } from '../support/packages.ts'
 
 let broker: TestBroker
-let tubes = 0
 
 beforeAll(async () => {
   broker = await startBroker()
 })
 afterAll(() => broker.stop())
-
-const newPut = (): PutOptions => ({ tube: `batch-${++tubes}`, priority: 1337, delaySeconds: 0, ttrSeconds: 60 })
-
-async function openHere(url = broker.url): Promise<Queue> {
-  const queue = await openQueue(url)
-  onTestFinished(() => queue.close())
-  return queue
-}
-
-/** Takes all that is in the tube. */
-async function takeAll(tube: string, url = broker.url) {
-  const queue = await openHere(url)
-  await queue.watch([tube])
-  const packages = []
-  for (let job = await queue.reserve(0); job; job = await queue.reserve(0)) {
-    packages.push(parsePackage(job.body))
-    await job.delete()
-  }
-  return packages
-}
 
 /** Lines as they come from a file. */
 function from(lines: readonly string[]): AsyncIterable<LineBlock> {
@@ -63,7 +42,7 @@ function fakeQueue(put: (index: number) => Promise<string>): Queue {
 
 describe('a batch', () => {
   it('of 20,000 lines is put with many under way, in order, and accounted for', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     const jobs: AcceptedJob[] = []
     const lines = Array.from({ length: 20_000 }, (_, i) => `{"n":${i}}`)
     const account = await submitBatch(queue, from(lines), {
@@ -87,23 +66,23 @@ describe('a batch', () => {
   })
 
   it('skips empty lines and counts them', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     const account = await submitBatch(queue, from(['', 'a', '  ', 'b', '']), { put, defaults: { type: 'sleep' } })
     expect(account).toMatchObject({ accepted: 2, firstLine: 2, lastLine: 4, failed: undefined, nextLine: 6 })
   })
 
   it('stops at a bad line, with all lines before it accepted and none after it', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     const lines = Array.from({ length: 1000 }, (_, i) => (i === 600 ? '{"bad"' : `{"n":${i}}`))
     const account = await submitBatch(queue, from(lines), { put, defaults: { type: 'sleep' } })
     expect(account).toMatchObject({ accepted: 600, firstLine: 1, lastLine: 600, nextLine: 601, unanswered: undefined })
     expect(account.failed).toMatchObject({ line: 601, kind: 'line' })
-    const payloads = (await takeAll(put.tube)).map((taken) => taken.payloadJson)
+    const payloads = (await takeAll(put.tube, broker.url)).map((taken) => taken.payloadJson)
     expect(payloads).toEqual(lines.slice(0, 600))
   })
 
   it('stops at a line over the limit of the broker and never sends it', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     const before = await broker.stat('cmd-put')
     const account = await submitBatch(queue, from(['a', 'x'.repeat(70_000), 'b']), { put, defaults: { type: 'sleep' } })
     expect(account).toMatchObject({ accepted: 1, nextLine: 2, failed: { line: 2, kind: 'line' } })
@@ -112,7 +91,7 @@ describe('a batch', () => {
   })
 
   it('tells a fault of its source apart from a bad line', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     async function* lines() {
       yield one('a')
       throw Object.assign(new Error('EIO: i/o error'), { code: 'EIO' })
@@ -122,7 +101,7 @@ describe('a batch', () => {
   })
 
   it('is interrupted while its source waits, and says where to go on', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     const interrupt = new AbortController()
     async function* lines() {
       yield one('a')
@@ -139,7 +118,7 @@ describe('a batch', () => {
     onTestFinished(() => rm(dir, { recursive: true }))
     const doomed = await startBroker({ dir })
     onTestFinished(() => doomed.stop())
-    const [queue, put] = [await openHere(doomed.url), newPut()]
+    const [queue, put] = [await openForTest(doomed.url), newPut()]
     async function* lines() {
       for (let i = 1; i <= 5000; i++) {
         if (i === 2000) process.kill(doomed.pid, 'SIGKILL')

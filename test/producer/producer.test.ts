@@ -1,37 +1,17 @@
-import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
-import { encodePackage, PackageError, parsePackage, UUID_PATTERN } from '../../src/job/package.ts'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { encodePackage, PackageError, UUID_PATTERN } from '../../src/job/package.ts'
 import { makePackage, payloadFromText, submit } from '../../src/producer.ts'
-import { openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
+import { QueueError } from '../../src/queue/queue.ts'
 import { startBroker, type TestBroker } from '../support/broker.ts'
+import { newPut, openForTest, takeAll } from '../support/packages.ts'
 
 const UUID = 'bc3a925099b9012e0f06549a20077664'
 let broker: TestBroker
-let tubes = 0
 
 beforeAll(async () => {
   broker = await startBroker()
 })
 afterAll(() => broker.stop())
-
-const newPut = (): PutOptions => ({ tube: `batch-${++tubes}`, priority: 1337, delaySeconds: 0, ttrSeconds: 60 })
-
-async function openHere(url = broker.url): Promise<Queue> {
-  const queue = await openQueue(url)
-  onTestFinished(() => queue.close())
-  return queue
-}
-
-/** Takes all that is in the tube. */
-async function takeAll(tube: string, url = broker.url) {
-  const queue = await openHere(url)
-  await queue.watch([tube])
-  const packages = []
-  for (let job = await queue.reserve(0); job; job = await queue.reserve(0)) {
-    packages.push(parsePackage(job.body))
-    await job.delete()
-  }
-  return packages
-}
 
 describe('a payload', () => {
   it.each([
@@ -57,7 +37,7 @@ describe('a payload', () => {
 
 describe('a submission', () => {
   it('arrives as it was made, with a new uuid', async () => {
-    const [queue, put] = [await openHere(), newPut()]
+    const [queue, put] = [await openForTest(broker.url), newPut()]
     const workPackage = makePackage({
       type: 'sleep',
       payloadJson: '{"n":1.10}',
@@ -68,11 +48,11 @@ describe('a submission', () => {
     const { ticket, bytes } = await submit(queue, workPackage, put)
     expect(ticket).toMatch(/^\d+$/)
     expect(bytes).toBe(encodePackage(workPackage).length)
-    expect(await takeAll(put.tube)).toEqual([workPackage])
+    expect(await takeAll(put.tube, broker.url)).toEqual([workPackage])
   })
 
   it('over the limit of the broker is refused before the put, with both sizes and what to do', async () => {
-    const queue = await openHere()
+    const queue = await openForTest(broker.url)
     const before = await broker.stat('cmd-put')
     const workPackage = makePackage({ uuid: UUID, type: 'sleep', payloadJson: `{"x":"${'x'.repeat(70_000)}"}` })
     const error = (await submit(queue, workPackage, newPut()).catch((reason: unknown) => reason)) as QueueError

@@ -159,6 +159,11 @@ function makeLauncher(): Launcher {
   return launcher
 }
 
+export const FIRST_ATTEMPT = {
+  ...{ attempt: 1, maxAttempts: 5, tube: 'default', priority: 1337 },
+  ...{ ttrSeconds: 60, limitSeconds: 60 },
+}
+
 export async function makeRequest(ground: Ground, options: RunOptions = {}): Promise<RunRequest> {
   const { manifest = {}, payloadJson = '{}', settings, ...rest } = options
   const workBase = join(ground.dir, 'work')
@@ -168,12 +173,7 @@ export async function makeRequest(ground: Ground, options: RunOptions = {}): Pro
     workerId: 'w1-test',
     uuid: ground.uuid,
     type: 'test',
-    attempt: 1,
-    maxAttempts: 5,
-    tube: 'default',
-    priority: 1337,
-    ttrSeconds: 60,
-    limitSeconds: 60,
+    ...FIRST_ATTEMPT,
     environment: { PATH, LANG: 'C.UTF-8', NAP: ground.nap },
     maxOutputBytes: 10_000_000,
     maxScratchBytes: 100_000_000,

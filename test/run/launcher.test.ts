@@ -235,3 +235,31 @@ process.kill(process.pid, 'SIGKILL')`,
   expect(pid).toBeGreaterThan(1)
   await until('the shell is gone', () => isGone(pid))
 })
+
+onLinux(
+  'a shell that cannot be started for want of descriptors is tried again, and is used when there are some',
+  async () => {
+    const { start, dir, stdout } = openBench()
+    const program = join(dir, 'worker.mjs')
+    const source = new URL('../../dist/run/launcher.js', import.meta.url).href
+    writeFileSync(
+      program,
+      `import { closeSync, openSync } from 'node:fs'
+import { openLauncher } from ${JSON.stringify(source)}
+const none = '/dev/null'
+const task = { words: ['/bin/true'], environment: {}, directory: '/', stdin: none, stdout: none, stderr: none }
+const taken = []
+try { for (;;) taken.push(openSync(none)) } catch {}
+const launcher = openLauncher('w1-poor')
+const first = await launcher.start(task)
+for (const fd of taken) closeSync(fd)
+const second = await launcher.start(task)
+await second?.exited
+console.log(first === undefined, second?.pid > 1)
+launcher.close()`,
+    )
+    const launched = await start(['/bin/sh', '-c', 'ulimit -n 100; exec "$@"', 'sh', process.execPath, program])
+    expect(await launched.exited).toEqual({ exitCode: 0, signal: undefined })
+    expect(stdout()).toBe('true true\n')
+  },
+)

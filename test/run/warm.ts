@@ -6,7 +6,7 @@ import type { Algorithm } from '../../src/run/algorithm.ts'
 import type { RunReport } from '../../src/run/run.ts'
 import { runWarm, type WarmRequest } from '../../src/run/warm.ts'
 import { openWarmSeats, type WarmSeats, type WarmWorkdir } from '../../src/run/warm-seat.ts'
-import { type Ground, makeAlgorithm, PATH, PROJECT } from './ground.ts'
+import { FIRST_ATTEMPT, type Ground, makeAlgorithm, PATH, PROJECT } from './ground.ts'
 
 export interface WarmSlot {
   readonly seats: WarmSeats
@@ -46,12 +46,7 @@ export function openWarm(ground: Ground, manifest: Partial<Algorithm> = {}): War
           workerId: `w1-${ground.uuid}`,
           uuid: newUuid(),
           type: algorithm.name,
-          attempt: 1,
-          maxAttempts: 5,
-          tube: 'default',
-          priority: 1337,
-          ttrSeconds: 60,
-          limitSeconds: 60,
+          ...FIRST_ATTEMPT,
           environment: { PATH, LANG: 'C.UTF-8', NAP: ground.nap },
           maxOutputBytes: 1_000_000,
           maxScratchBytes: 100_000_000,
