@@ -1,18 +1,26 @@
 /**
  * What survives the loss of power, and where the local store asks for it. The promise: a job leaves its queue only when
- * its result is durable, and a result.json that is there is whole, with its status.json, logs and outputs. So, for each
- * publication, three waits for the disk, and nothing else in the store waits:
+ * its result is durable, and a result.json that is there is whole, with its status.json, logs and outputs.
+ *
+ * A job that has no directory yet (`whole.ts`) waits for the disk twice:
+ *
+ * 1. The bytes of every file, and the names in the directory that has no name of its own yet. Empty files have no bytes,
+ *    and are not even opened.
+ * 2. The name of that directory in its shard, before anybody is told that the job is published. That of the shard in the
+ *    base only once in the life of a process.
+ *
+ * One that was published to before (`local.ts`) waits three times, and nothing else in the store waits:
  *
  * 1. The bytes of every file, before any gets its published name: otherwise a name could be there without its bytes, and
- *    what an earlier attempt published would be lost with it. Empty files have none, and are not even opened. Where
- *    nothing was published before, nothing can be lost: then this is one wait with the next.
+ *    what an earlier attempt published would be lost with it. Where nothing was published before, nothing can be lost:
+ *    then this is one wait with the next.
  * 2. The names of all that but the result, before result.json gets its own: file systems with a journal keep the order of
  *    names, but not all of them that of files which were not synced themselves (btrfs), and others none at all. With it
  *    the name of the job's directory in its shard, which mkdir(2) made, whoever called it: a sync of a directory need
- *    not save its own name. That of the shard in the base only once in the life of a process.
- * 3. The name of result.json, before anybody is told that the job is published. Who finds a result whose publisher died
- *    does not know whether that came to its end, and syncs these names again (`tidy`).
+ *    not save its own name.
+ * 3. The name of result.json, as above.
  *
+ * Who finds a result whose publisher died does not know whether that came to its end, and syncs these names again (`tidy`).
  * The lock and temporary names need none: after a loss of power their owner is dead, and they are swept.
  *
  * Syncs go through the thread pool, those of one step at once, so that one commit of a journal serves them all. All else

@@ -2,12 +2,15 @@
  * Results in a local directory: `<base>/<first two digits of uuid>/<uuid>/` holds result.json, status.json, the logs
  * and the outputs of one job.
  *
+ * The first publication of a job, which is the usual one, is that of its whole directory (`whole.ts`). What stands here
+ * adds to a directory that is there: an attempt failed before, or another worker was quicker.
+ *
  * Everything that can run out of space or be refused is done under temporary names (a leading dot, never served) before
  * any published name changes. Then, in this order, each step durable before the next: `beforeCommit` is asked, files and
  * status.json are renamed into place, `beforeCommit` is asked again, and result.json gets its name by link(2), which
  * cannot replace: the first result of a job is its result, whoever comes later. `durable.ts` says what is synced, and why.
  *
- * A publication holds the job's lock from before it looks until its last step. The lock of a dead process is broken, that
+ * Such a publication holds the job's lock from before it looks until its last step. The lock of a dead process is broken, that
  * of a living one never, however long it is stopped: who is frozen between the question and the commit still overwrites
  * nothing, since nobody else publishes meanwhile. Only where it cannot be told whether the process lives (another
  * machine) does the lock's age decide.
@@ -59,6 +62,7 @@ import {
   syncStage,
 } from './staging.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
+import { closeWhole, fillWhole, nameWhole, openWhole, type Whole } from './whole.ts'
 
 /** Temporary files of a worker that died are swept from a job's directory when they are older than this. */
 const STALE_MS = 3_600_000
@@ -123,8 +127,8 @@ async function prepare(base: Base, uuid: string): Promise<void> {
   await guard(base.path, async () => {
     checkIdentity(base)
     const dir = jobDir(base.path, uuid)
-    makeJobDir(base, dir)
-    accessSync(dir, constants.W_OK | constants.X_OK)
+    makeShard(base, dir)
+    accessSync(lookAt(dir) === undefined ? dirname(dir) : dir, constants.W_OK | constants.X_OK)
   })
 }
 
@@ -134,6 +138,52 @@ async function publish(
   beforeCommit: () => Promise<boolean> = async () => true,
 ): Promise<boolean> {
   checkPublication(publication)
+  const whole = await guard(base.path, async () => startWhole(base, publication.uuid))
+  return whole === undefined
+    ? publishInto(base, publication, beforeCommit)
+    : publishWhole(base, whole, publication, beforeCommit)
+}
+
+/** Undefined where the job has a directory, or where none can be filled aside. */
+function startWhole(base: Base, uuid: string): Whole | undefined {
+  checkIdentity(base)
+  const dir = jobDir(base.path, uuid)
+  if (lookAt(dir) !== undefined) return undefined
+  // Looked at again: an algorithm may have put something else there since it was prepared.
+  makeShard(base, dir)
+  const folder = findStaging(base)
+  return folder === undefined ? undefined : openWhole(folder)
+}
+
+async function publishWhole(
+  base: Base,
+  whole: Whole,
+  publication: Publication,
+  beforeCommit: () => Promise<boolean>,
+): Promise<boolean> {
+  const dir = jobDir(base.path, publication.uuid)
+  let isNamed = false
+  try {
+    await guard(base.path, () => fillWhole(whole, publication))
+    if (!(await beforeCommit())) return false
+    isNamed = await guard(base.path, async () => nameWhole(whole, dir))
+    if (isNamed) {
+      await guard(base.path, () => syncShard(base, dir))
+      return true
+    }
+    // Another worker was there first.
+    const files = new Map([...publication.files.keys()].map((name) => [name, join(whole.path, name)]))
+    return await publishInto(base, { ...publication, files }, beforeCommit)
+  } finally {
+    if (!isNamed) await closeWhole(whole)
+  }
+}
+
+async function publishInto(
+  base: Base,
+  publication: Publication,
+  beforeCommit: () => Promise<boolean>,
+): Promise<boolean> {
   const dir = jobDir(base.path, publication.uuid)
   let stage: Stage | undefined
   let unlock = () => {}
@@ -284,9 +334,14 @@ function jobDir(base: string, uuid: string): string {
  * @throws StoreError when what is published there would never be served
  */
 function makeJobDir(base: Base, dir: string): Stats {
+  makeShard(base, dir)
+  return haveDirectory(dir, () => undefined)
+}
+
+/** The directory that has those of the jobs. */
+function makeShard(base: Base, dir: string): void {
   const shard = dirname(dir)
   haveDirectory(shard, () => base.durable.delete(shard))
-  return haveDirectory(dir, () => undefined)
 }
 
 /** @param onAbsent told before it is made, by us or by another worker at the same time */
@@ -345,8 +400,13 @@ async function removeLeftovers({ dir, files }: Stage): Promise<void> {
 }
 
 /** The names in a job's directory, and its own. */
-async function syncJobDir(base: Base, dir: string): Promise<void> {
+function syncJobDir(base: Base, dir: string): Promise<void> {
+  return syncShard(base, dir, [dir])
+}
+
+/** The name of a job's directory. @param further directories */
+async function syncShard(base: Base, dir: string, further: readonly string[] = []): Promise<void> {
   const shard = dirname(dir)
-  await syncDirectories(base.durable.has(shard) ? [dir, shard] : [dir, shard, base.path])
+  await syncDirectories([...further, shard, ...(base.durable.has(shard) ? [] : [base.path])])
   base.durable.add(shard)
 }

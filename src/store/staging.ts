@@ -14,9 +14,9 @@ import { errnoOf, lookAt, lookAtSource, openSeenSource, openSource, temporaryNam
 import type { Publication } from './store.ts'
 
 /** Files whose bytes are made durable at the same time: disks commit neighbours together, and descriptors are few. */
-const SYNCED_AT_ONCE = 8
+export const SYNCED_AT_ONCE = 8
 /** Names that are given in one turn of the event loop. */
-const NAMED_AT_ONCE = 64
+export const NAMED_AT_ONCE = 64
 /** As many bytes as these, and more, are written by the thread pool: the disk may have to make room for them. */
 const WRITTEN_AT_ONCE = 64 * 1024
 
@@ -74,53 +74,67 @@ export async function stageStatus(stage: Stage, status: string): Promise<void> {
 }
 
 async function stageFile(stage: Stage, name: string, source: string): Promise<string> {
+  if (canMove(stage, name, source)) return source
+  const { path, descriptor } = openTemporary(stage)
+  await copyFile(descriptor, name, source)
+  return path
+}
+
+/** Whether it can become the published file; then its bytes are among those that are to be synced. */
+export function canMove(
+  { device, unsynced }: Pick<Stage, 'device' | 'unsynced'>,
+  name: string,
+  source: string,
+): boolean {
   const stats = lookAtSource(name, source)
-  if (stats?.isFile() !== true || stats.dev !== stage.device) return copyFile(stage, name, source)
-  if (stats.size > 0) stage.unsynced.push(openSeenSource(name, source))
-  return source
+  if (stats?.isFile() !== true || stats.dev !== device) return false
+  if (stats.size > 0) unsynced.push(openSeenSource(name, source))
+  return true
 }
 
 /** @throws StoreError when it is nothing that may be published */
-async function copyFile(stage: Stage, name: string, source: string): Promise<string> {
+export async function copyFile(descriptor: number, name: string, source: string): Promise<void> {
   const handle = await openSource(name, source)
   try {
-    return await writeTemporary(stage, handle.createReadStream({ autoClose: false }))
+    for await (const chunk of handle.createReadStream({ autoClose: false })) await writeChunk(descriptor, chunk)
   } finally {
     await handle.close()
   }
 }
 
-function writeText(stage: Stage, text: string): Promise<string> {
-  return writeTemporary(stage, [Buffer.from(text)])
-}
-
-async function writeTemporary(stage: Stage, chunks: Iterable<Buffer> | AsyncIterable<Buffer>): Promise<string> {
+async function writeText(stage: Stage, text: string): Promise<string> {
   const { path, descriptor } = openTemporary(stage)
-  stage.temporaries.add(path)
-  stage.unsynced.push(descriptor)
-  for await (const chunk of chunks) {
-    let done = 0
-    while (done < chunk.length) {
-      if (chunk.length < WRITTEN_AT_ONCE) done += writeSync(descriptor, chunk, done)
-      else done += (await writeSome(descriptor, chunk, done)).bytesWritten
-    }
-  }
+  await writeChunk(descriptor, Buffer.from(text))
   return path
 }
 
+export async function writeChunk(descriptor: number, chunk: Buffer): Promise<void> {
+  let done = 0
+  while (done < chunk.length) {
+    if (chunk.length < WRITTEN_AT_ONCE) done += writeSync(descriptor, chunk, done)
+    else done += (await writeSome(descriptor, chunk, done)).bytesWritten
+  }
+}
+
 /** In the publisher's folder; in the job's own where there is none, it is gone, or on another disk. */
-function openTemporary({ dir, folder }: Stage): { path: string; descriptor: number } {
+function openTemporary(stage: Stage): { path: string; descriptor: number } {
+  const { dir, folder } = stage
   const name = temporaryName()
   if (folder !== undefined) {
-    const path = join(folder, name)
     try {
-      return { path, descriptor: openSync(path, 'wx') }
+      return openNew(stage, join(folder, name))
     } catch (error) {
       if (errnoOf(error) !== 'ENOENT') throw error
     }
   }
-  const path = join(dir, name)
-  return { path, descriptor: openSync(path, 'wx') }
+  return openNew(stage, join(dir, name))
+}
+
+function openNew({ temporaries, unsynced }: Stage, path: string): { path: string; descriptor: number } {
+  const descriptor = openSync(path, 'wx')
+  temporaries.add(path)
+  unsynced.push(descriptor)
+  return { path, descriptor }
 }
 
 /** Gives all but the result their names, in their order. */
@@ -148,10 +162,11 @@ function rename(path: string, target: string): boolean {
 async function replace(stage: Stage, { name, path }: Staged, target: string): Promise<void> {
   if (lookAt(target)?.isDirectory()) await rm(target, { recursive: true, force: true })
   if (rename(path, target)) return
-  const copy = await copyFile({ ...stage, folder: undefined }, name, path)
+  const copy = openTemporary({ ...stage, folder: undefined })
+  await copyFile(copy.descriptor, name, path)
   await syncFiles(stage.unsynced)
-  renameSync(copy, target)
-  stage.temporaries.delete(copy)
+  renameSync(copy.path, target)
+  stage.temporaries.delete(copy.path)
 }
 
 /** The commit. False when there is a result already: link(2) cannot replace. */

@@ -41,8 +41,8 @@ export interface Store {
   /** Tells what is wrong with the place, one line a problem with its remedy; empty when it can be used. */
   check(): Promise<string[]>
   /**
-   * Publishes files first, `status.json` next, `result.json` last; all durable when the promise settles.
-   * `beforeCommit` is asked before published names change, and right before `result.json` is written; when it answers
+   * Publishes files first, `status.json` next, `result.json` last, or all at once; durable when the promise settles.
+   * `beforeCommit` is asked before published names change, and right before `result.json` gets its own; when it answers
    * false nothing is committed and the promise resolves to false. So it does when the job has a result already: the
    * first one stays.
    * @throws StoreError
@@ -57,7 +57,7 @@ export interface Store {
 
 /** The store that a worker's own HTTP server serves from. */
 export interface LocalStore extends Store {
-  /** Makes a job's directory, before its algorithm runs: what cannot be published must not be run. @throws StoreError */
+  /** Sees, before its algorithm runs, that a job has a place: what cannot be published must not be run. @throws StoreError */
   prepare(uuid: string): Promise<void>
   /** Removes what a publisher that died left in a job's directory. @throws StoreError */
   tidy(uuid: string): Promise<void>

@@ -44,6 +44,13 @@ afterEach(async () => {
   rmSync(top, { recursive: true, force: true })
 })
 
+/** A store whose publisher has a folder of its own on the same disk. */
+function openAside(): Promise<LocalStore> {
+  const staging = join(top, 'aside')
+  mkdirSync(staging)
+  return openLocalStore(base, { identity: '', stateOf: () => 'unknown', staging })
+}
+
 function jobDir(uuid = UUID): string {
   return join(base, uuid.slice(0, 2), uuid)
 }
@@ -59,14 +66,14 @@ function files(contents: Record<string, string | Buffer>): Map<string, string> {
   return made
 }
 
+/** Nothing also where there is no such directory. */
 function contents(dir = jobDir()): Record<string, string> {
+  const names = existsSync(dir) ? readdirSync(dir) : []
   return Object.fromEntries(
-    readdirSync(dir)
-      .sort()
-      .map((name) => {
-        const path = join(dir, name)
-        return [name, lstatSync(path).isSymbolicLink() ? readlinkSync(path) : readFileSync(path, 'utf8')]
-      }),
+    names.sort().map((name) => {
+      const path = join(dir, name)
+      return [name, lstatSync(path).isSymbolicLink() ? readlinkSync(path) : readFileSync(path, 'utf8')]
+    }),
   )
 }
 
@@ -96,7 +103,11 @@ function mountTmpfs(point: string, options: string): boolean {
   return mountAt(point, ['-t', 'tmpfs', '-o', options, 'none', point])
 }
 
-describe('publishing', () => {
+describe.each(['nothing aside', 'a folder aside'])('publishing with %s', (place) => {
+  beforeEach(async () => {
+    if (place === 'a folder aside') store = await openAside()
+  })
+
   test('moves files in and writes both documents', async () => {
     const sources = files({ 'forecast.svg': '<svg/>', 'stdout.log': '{}', 'stderr.log': '' })
     expect(await store.publish({ uuid: UUID, files: sources, status: 'S', result: 'R' })).toBe(true)
@@ -112,7 +123,7 @@ describe('publishing', () => {
     expect(await store.read(UUID, 'status.json')).toBe('S')
   })
 
-  test('asks before it commits, when files and status are in place and no result is', async () => {
+  test('asks before it commits, when no result is there', async () => {
     let seen: Record<string, string> = {}
     const published = await store.publish(
       { uuid: UUID, files: files({ 'a.csv': 'a' }), status: 'S', result: 'R' },
@@ -122,15 +133,17 @@ describe('publishing', () => {
       },
     )
     expect(published).toBe(true)
-    expect(seen).toEqual({ 'a.csv': 'a', 'status.json': 'S' })
+    expect(seen).toEqual(place === 'nothing aside' ? { 'a.csv': 'a', 'status.json': 'S' } : {})
   })
 
   test('commits nothing when the question is answered with no', async () => {
-    const publication = { uuid: UUID, files: files({ 'a.csv': 'a' }), status: 'S', result: 'R' }
-    expect(await store.publish(publication, async () => false)).toBe(false)
+    const publication = () => ({ uuid: UUID, files: files({ 'a.csv': 'a' }), status: 'S', result: 'R' })
+    expect(await store.publish(publication(), async () => false)).toBe(false)
     expect(contents()).toEqual({})
+    // A directory is there now.
+    mkdirSync(jobDir(), { recursive: true })
     let asked = 0
-    expect(await store.publish(publication, async () => ++asked === 1)).toBe(false)
+    expect(await store.publish(publication(), async () => ++asked === 1)).toBe(false)
     expect(contents()).toEqual({ 'a.csv': 'a', 'status.json': 'S' })
     expect(await store.find(UUID, 'a.csv')).toBeUndefined()
   })
@@ -244,7 +257,7 @@ describe('publishing', () => {
       result: 'R',
     })
     expect((await failureOf(work)).message).toContain('out.txt cannot be published')
-    expect(readdirSync(jobDir())).toEqual([])
+    expect(contents()).toEqual({})
   })
 
   test('names a file that is gone, and commits nothing', async () => {
@@ -259,7 +272,11 @@ describe('publishing', () => {
   })
 })
 
-describe('a place in trouble', () => {
+describe.each(['nothing aside', 'a folder aside'])('a place in trouble, with %s', (place) => {
+  beforeEach(async () => {
+    if (place === 'a folder aside') store = await openAside()
+  })
+
   test('is unavailable when the base directory is gone, and is not made anew', async () => {
     renameSync(base, `${base}-moved`)
     const error = await failureOf(store.publish({ uuid: UUID, files: new Map(), status: 'S', result: 'R' }))
@@ -477,7 +494,6 @@ test('a base that is another directory than at the start (its disk was unmounted
 
 test('a job directory that is a link, or cannot be made, is told before the job runs', async () => {
   await store.prepare(UUID)
-  expect(lstatSync(jobDir()).isDirectory()).toBe(true)
   const other = `cd${UUID.slice(2)}`
   mkdirSync(join(top, 'elsewhere'))
   symlinkSync(join(top, 'elsewhere'), join(base, 'cd'))

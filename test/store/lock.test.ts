@@ -101,8 +101,8 @@ async function openAlone(stateOf: (identity: string) => 'alive' | 'dead' | 'unkn
   const base = mkdtempSync(join(tmpdir(), 'qworker-lock-'))
   onTestFinished(() => rmSync(base, { recursive: true, force: true }))
   const store = await openLocalStore(base, { identity: 'us', stateOf })
-  await store.prepare(UUID)
   const folder = join(base, UUID.slice(0, 2), UUID)
+  mkdirSync(folder, { recursive: true })
   return { store, folder, lock: join(folder, '.publishing') }
 }
 

@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { findRuns, type Installation, install, newUuid, type RunningWorker, until } from '../support/installation.ts'
@@ -93,46 +93,59 @@ worker=\${QWORKER_RUN#w}; kill -STOP "\${worker%%-*}"; setsid sleep 300 & exec s
   expect(runsOf(home)).toBe(2)
 }, 240_000)
 
-test("a worker that stays stopped in the middle of its publication publishes nothing when it goes on: the result is that of the other, and no file is the first one's", async () => {
-  const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })
-  home.addAlgorithm('job', `${NOTES}; sleep 0.3; ${RESULT}`)
-  home.addAlgorithm('other', 'echo 1')
-  const proxy = await startProxy(home.broker.port)
-  // Of a run that took a while, the first question comes before files get their names, the second before the result does.
-  proxy.holdFrom('touch', 1)
-  const uuid = newUuid()
-  // Before its worker: one that had waited for the job would have asked when it came.
-  const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: TTR_SECONDS })
-  const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
-  await first.waitFor('the end of the run', ({ event }) => event === 'run_ended')
-  await until('its last question is on its way', () => proxy.isHolding())
-  await freeze(first)
-  expect(readdirSync(folderOf(home, uuid))).toContain('.publishing')
-  expect(home.result(uuid)).toBeUndefined()
-  const second = await home.startWorker()
-  proxy.cut()
-  proxy.release()
-  await second.waitFor('the job', ({ event }) => event === 'job_busy')
-  await second.waitFor('its turn', ({ event }) => event === 'run_ended')
-  expect(home.result(uuid)).toBeUndefined()
-  first.child.kill('SIGCONT')
-  await until('the job is gone', async () => (await home.ticketState(ticket)) === 'gone', OVERDUE_SECONDS)
-  expect([published(first, uuid), published(second, uuid)]).toEqual([0, 1])
-  expect(home.result(uuid)).toMatchObject({ attempt: 2, result: 2, files: [{ name: 'by-2.txt' }] })
-  expect(home.status(uuid)?.attempts).toMatchObject([
-    { attempt: 1, outcome: 'abandoned' },
-    { attempt: 2, outcome: 'success' },
-  ])
-  const before = readAll(home, uuid)
-  expect(Object.keys(before).sort()).toEqual(['by-2.txt', 'result.json', 'status.json', 'stderr.log', 'stdout.log'])
-  const end = await first.waitFor('its end', (line) => line.event === 'job_settled' && line.uuid === uuid)
-  expect(end).toMatchObject({ settlement: { action: 'none' }, msg: expect.stringContaining('no longer ours') })
-  await second.stop()
-  const other = await home.putJob('other')
-  await until('the first works on', () => home.status(other)?.state === 'complete')
-  expect(readAll(home, uuid)).toEqual(before)
-  expect(runsOf(home)).toBe(2)
-}, 240_000)
+test.each([
+  // Before the directory of the job gets its name.
+  { what: 'its first publication', failed: 0, questions: 1 },
+  // Before files get their names, and before the result does; the attempt that failed was asked for as well.
+  { what: 'one that follows a failure', failed: 1, questions: 3 },
+])(
+  "a worker that stays stopped in the middle of $what publishes nothing when it goes on: the result is that of the other, and no file is the first one's",
+  async ({ failed, questions }) => {
+    const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0', RETRY_DELAY: '0' })
+    home.addAlgorithm('job', `${NOTES}; sleep 0.3; [ "$QWORKER_ATTEMPT" -gt ${failed} ] || exit 1; ${RESULT}`)
+    home.addAlgorithm('other', 'echo 1')
+    const proxy = await startProxy(home.broker.port)
+    proxy.holdFrom('touch', questions - 1)
+    const uuid = newUuid()
+    // Before its worker: one that had waited for the job would have asked when it came.
+    const ticket = await home.put(`[{"uuid":"${uuid}","type":"job"},{}]`, { ttr: TTR_SECONDS })
+    const first = await home.startWorker({ BEANSTALK_PORT: String(proxy.port) })
+    const stopped = failed + 1
+    await first.waitFor('the end of the run', (line) => line.event === 'run_ended' && line.attempt === stopped)
+    await until('its last question is on its way', () => proxy.isHolding())
+    await freeze(first)
+    if (failed === 0) expect(existsSync(folderOf(home, uuid))).toBe(false)
+    else expect(readdirSync(folderOf(home, uuid))).toContain('.publishing')
+    expect(home.result(uuid)).toBeUndefined()
+    const second = await home.startWorker()
+    proxy.cut()
+    proxy.release()
+    await second.waitFor('the job', ({ event }) => event === 'job_busy')
+    await second.waitFor('its turn', ({ event }) => event === 'run_ended')
+    if (failed > 0) expect(home.result(uuid)).toBeUndefined()
+    else await second.waitFor('its result', ({ event }) => event === 'job_published')
+    first.child.kill('SIGCONT')
+    await until('the job is gone', async () => (await home.ticketState(ticket)) === 'gone', OVERDUE_SECONDS)
+    expect([published(first, uuid), published(second, uuid)]).toEqual([0, 1])
+    const last = stopped + 1
+    const output = `by-${last}.txt`
+    expect(home.result(uuid)).toMatchObject({ attempt: last, result: last, files: [{ name: output }] })
+    expect(home.status(uuid)?.attempts.slice(failed)).toMatchObject([
+      { attempt: stopped, outcome: 'abandoned' },
+      { attempt: last, outcome: 'success' },
+    ])
+    const before = readAll(home, uuid)
+    expect(Object.keys(before).sort()).toEqual([output, 'result.json', 'status.json', 'stderr.log', 'stdout.log'])
+    const end = await first.waitFor('its end', (line) => line.event === 'job_settled' && line.attempt === stopped)
+    expect(end).toMatchObject({ settlement: { action: 'none' }, msg: expect.stringContaining('no longer ours') })
+    await second.stop()
+    const other = await home.putJob('other')
+    await until('the first works on', () => home.status(other)?.state === 'complete')
+    expect(readAll(home, uuid)).toEqual(before)
+    expect(runsOf(home)).toBe(last)
+  },
+  240_000,
+)
 
 test('a worker that is stopped while it waits does not publish the job that came meanwhile, and is with another that knows nothing of it', async () => {
   const home = await install({ CONCURRENCY: '1', GRACE_TIME: '0' })

@@ -1,0 +1,88 @@
+/**
+ * The first publication of a job: its directory is filled aside, made durable there, and gets its name, with all that is
+ * in it, by one rename(2). That is the commit: nobody sees a part of it, and rename(2) does not replace a directory that
+ * holds anything, so the first result of a job stays its result, without a lock.
+ *
+ * One that was published to before, or is being published to, is left to local.ts, which knows how to add to it.
+ */
+
+import { lstatSync, mkdirSync, openSync, renameSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { closeAll, syncDirectories, syncFiles } from './durable.ts'
+import { errnoOf, temporaryName } from './publication.ts'
+import { canMove, copyFile, NAMED_AT_ONCE, SYNCED_AT_ONCE, writeChunk } from './staging.ts'
+import type { Publication } from './store.ts'
+
+/** A job's directory before it has its name. */
+export interface Whole {
+  readonly path: string
+  readonly device: number
+  readonly unsynced: number[]
+}
+
+/** @param folder the publisher's own, on the store's disk; undefined when it is not there */
+export function openWhole(folder: string): Whole | undefined {
+  const path = join(folder, temporaryName())
+  try {
+    mkdirSync(path)
+  } catch (error) {
+    if (errnoOf(error) === 'ENOENT') return undefined
+    throw error
+  }
+  return { path, device: lstatSync(path).dev, unsynced: [] }
+}
+
+/** Everything under its last name, and durable. Sources on the same disk are moved. */
+export async function fillWhole(whole: Whole, { files, status, result }: Publication): Promise<void> {
+  let moved = 0
+  for (const [name, source] of files) {
+    if (++moved % NAMED_AT_ONCE === 0) await nextTurn()
+    await bring(whole, name, source)
+    if (whole.unsynced.length >= SYNCED_AT_ONCE) await syncFiles(whole.unsynced)
+  }
+  await writeChunk(openNew(whole, 'status.json'), Buffer.from(status))
+  if (result !== undefined) await writeChunk(openNew(whole, 'result.json'), Buffer.from(result))
+  const ended = await Promise.allSettled([syncFiles(whole.unsynced), syncDirectories([whole.path])])
+  for (const end of ended) if (end.status === 'rejected') throw end.reason
+}
+
+async function bring(whole: Whole, name: string, source: string): Promise<void> {
+  if (canMove(whole, name, source) && isMoved(source, join(whole.path, name))) return
+  await copyFile(openNew(whole, name), name, source)
+}
+
+/** False where it takes a copy: two mounts of one disk have one device number and still refuse the rename. */
+function isMoved(source: string, target: string): boolean {
+  try {
+    renameSync(source, target)
+    return true
+  } catch (error) {
+    if (errnoOf(error) === 'EXDEV') return false
+    throw error
+  }
+}
+
+function openNew({ path, unsynced }: Whole, name: string): number {
+  const descriptor = openSync(join(path, name), 'wx')
+  unsynced.push(descriptor)
+  return descriptor
+}
+
+/** The commit; durable when the directory that holds the name is. False when something of that name is there. */
+export function nameWhole({ path }: Whole, target: string): boolean {
+  try {
+    renameSync(path, target)
+    return true
+  } catch (error) {
+    if (['ENOTEMPTY', 'EEXIST', 'ENOTDIR', 'EXDEV'].includes(errnoOf(error))) return false
+    throw error
+  }
+}
+
+/** Removes one that has not got its name. */
+export async function closeWhole({ path, unsynced }: Whole): Promise<void> {
+  closeAll(unsynced)
+  await rm(path, { recursive: true, force: true })
+}
