@@ -35,21 +35,25 @@ export async function openFloor(bench) {
     const xargs = openXargs()
     return xargs && { name: `floor (${xargs.name})`, run: xargs.run }
   }
+  return { name: 'floor', run: runsOf(floor, 'run', noop) }
+}
+
+/**
+ * The same, with two documents for each process, and all of it durable before its slot goes on: what a program could
+ * reach that does nothing but start processes and keep what came of them. Only in C.
+ */
+export async function openDurableFloor(bench) {
+  const floor = await compileProgram(bench, 'floor')
+  return floor && { name: 'floor, results durable', run: runsOf(floor, 'publish', findProgram('true')) }
+}
+
+function runsOf(floor, mode, noop) {
   const input = emptyInput()
-  return {
-    name: 'floor',
-    async run(count, slots) {
-      const { stdout } = await runProcess(floor, [
-        'run',
-        makeFolder('floor'),
-        String(count),
-        String(slots),
-        input,
-        noop,
-      ])
-      const { seconds, cpu_seconds: cpuSeconds } = JSON.parse(stdout)
-      return { rate: count / seconds, cpuPer1000: (cpuSeconds / count) * 1000 }
-    },
+  return async (count, slots) => {
+    const args = [mode, makeFolder('floor'), String(count), String(slots), input, noop]
+    const { stdout } = await runProcess(floor, args)
+    const { seconds, cpu_seconds: cpuSeconds } = JSON.parse(stdout)
+    return { rate: count / seconds, cpuPer1000: (cpuSeconds / count) * 1000 }
   }
 }
 

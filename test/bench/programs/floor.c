@@ -2,6 +2,9 @@
  * What this machine can do at most: processes started by posix_spawn, and nothing else.
  *
  *     floor run DIR COUNT SLOTS INPUT PROGRAM    SLOTS at a time; prints {"seconds", "cpu_seconds"}
+ *     floor publish DIR COUNT SLOTS INPUT PROGRAM
+ *                                                the same by SLOTS processes, each of which makes what it ran durable
+ *                                                before it goes on, as a store of results must
  *     floor start DIR COUNT INPUT PROGRAM        one after the other; PROGRAM prints CLOCK_REALTIME in nanoseconds as
  *                                                its main begins; prints the microseconds from the call to that
  *
@@ -25,6 +28,8 @@
 #define EX_USAGE 64
 #define EX_OSERR 71
 #define PAUSE_NS 5000000
+#define SHARDS 256
+#define DOCUMENT_BYTES 512
 
 static char *const ENVIRONMENT[] = {"PATH=/usr/bin:/bin", "LANG=C", NULL};
 
@@ -35,6 +40,7 @@ static void fail(const char *what) {
 
 static int usage(void) {
   fputs("usage: floor run DIR COUNT SLOTS INPUT PROGRAM\n"
+        "       floor publish DIR COUNT SLOTS INPUT PROGRAM\n"
         "       floor start DIR COUNT INPUT PROGRAM\n"
         "COUNT and SLOTS are whole numbers, at least 1\n",
         stderr);
@@ -115,6 +121,57 @@ static void run(const char *base, int count, int slots, const char *input, char 
   printf("{\"seconds\": %.6f, \"cpu_seconds\": %.6f}\n", seconds, cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN));
 }
 
+static void sync_directory(const char *path) {
+  int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0 || fsync(fd) != 0) fail(path);
+  close(fd);
+}
+
+static void write_document(const char *dir, const char *name) {
+  char text[DOCUMENT_BYTES];
+  memset(text, 'x', sizeof text);
+  int fd = open_new(dir, name);
+  if (write(fd, text, sizeof text) != sizeof text || fdatasync(fd) != 0) fail(name);
+  close(fd);
+}
+
+/* Two documents beside the streams, then one name for all, in one of SHARDS directories. */
+static void publish(const char *base, int number) {
+  char dir[PATH_MAX], shard[PATH_MAX], target[PATH_MAX + 32];
+  snprintf(dir, sizeof dir, "%s/%d", base, number);
+  snprintf(shard, sizeof shard, "%s/s%d", base, number % SHARDS);
+  snprintf(target, sizeof target, "%s/%d", shard, number);
+  write_document(dir, "status.json");
+  write_document(dir, "result.json");
+  sync_directory(dir);
+  if (rename(dir, target) != 0) fail(target);
+  sync_directory(shard);
+}
+
+static void run_published(const char *base, int count, int slots, const char *input, char *program) {
+  for (int i = 0; i < SHARDS; i++) {
+    char shard[PATH_MAX];
+    snprintf(shard, sizeof shard, "%s/s%d", base, i);
+    if (mkdir(shard, 0755) != 0) fail(shard);
+  }
+  long long began = now_ns(CLOCK_MONOTONIC);
+  for (int slot = 0; slot < slots; slot++) {
+    pid_t pid = fork();
+    if (pid < 0) fail("fork");
+    if (pid > 0) continue;
+    for (int number = slot; number < count; number += slots) {
+      long long called_at;
+      start(base, number, input, program, &called_at);
+      await_one(program);
+      publish(base, number);
+    }
+    _exit(0);
+  }
+  for (int slot = 0; slot < slots; slot++) await_one("a slot");
+  double seconds = (now_ns(CLOCK_MONOTONIC) - began) / 1e9;
+  printf("{\"seconds\": %.6f, \"cpu_seconds\": %.6f}\n", seconds, cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN));
+}
+
 static void time_starts(const char *base, int count, const char *input, char *program) {
   const struct timespec pause = {0, PAUSE_NS};
   printf("[");
@@ -138,6 +195,10 @@ static void time_starts(const char *base, int count, const char *input, char *pr
 int main(int argc, char **argv) {
   if (argc == 7 && strcmp(argv[1], "run") == 0 && parse_count(argv[3]) && parse_count(argv[4])) {
     run(argv[2], parse_count(argv[3]), parse_count(argv[4]), argv[5], argv[6]);
+    return 0;
+  }
+  if (argc == 7 && strcmp(argv[1], "publish") == 0 && parse_count(argv[3]) && parse_count(argv[4])) {
+    run_published(argv[2], parse_count(argv[3]), parse_count(argv[4]), argv[5], argv[6]);
     return 0;
   }
   if (argc == 6 && strcmp(argv[1], "start") == 0 && parse_count(argv[3])) {

@@ -3,7 +3,7 @@
 import { readdirSync } from 'node:fs'
 import { ENVIRONMENT, findProgram, makeFolder, startProcess } from '../children.js'
 import { deliver } from '../delivery.js'
-import { emptyInput, openFloor, openParallel, openXargs } from '../floor.js'
+import { emptyInput, openDurableFloor, openFloor, openParallel, openXargs } from '../floor.js'
 import { memoryMb } from '../proc.js'
 import { brokerKind, startBroker } from '../queue.js'
 import { interleave, makeEntry, median } from '../rounds.js'
@@ -16,7 +16,7 @@ export async function measure(bench) {
   const floor = await openFloor(bench)
   const cmdstalk = findProgram('cmdstalk')
   if (cmdstalk === undefined) bench.leaveOut('cmdstalk: not installed')
-  const others = [openParallel(bench), openXargs()].filter((it) => it !== undefined)
+  const others = [await openDurableFloor(bench), openParallel(bench), openXargs()].filter((it) => it !== undefined)
   // Where xargs is the floor it is no peer as well.
   const alone = [...(floor === undefined ? [] : [floor]), ...others.filter(({ name }) => !floor?.name.includes(name))]
   for (const slots of bench.quick ? [1, 4] : [1, 2, 4, 8]) {
