@@ -33,6 +33,11 @@ export type Account =
   /** its failure was published; the worker died before it could bury the job */
   | { readonly kind: 'unburied'; readonly reason: string }
 
+/** Of a job that the tracker does not know, or knows no attempt of, and that has no documents. */
+export function firstTurn(maxAttempts: number): Turn {
+  return { previous: [], attempt: 1, maxAttempts, fence: 0, faults: 0 }
+}
+
 /** A run and its publication may end this much later than its deadline: then its worker is frozen. */
 const FROZEN_AFTER_MS = 30_000
 

@@ -33,7 +33,7 @@ import type { WarmSeats, WarmWorkdir } from '../run/warm-seat.ts'
 import { createWorkdir, isKnownBare, removeWorkdir, type Workdir } from '../run/workdir.ts'
 import { StoreError } from '../store/store.ts'
 import { TrackerError } from '../tracker/tracker.ts'
-import { type Account, type Turn, takeAccount } from './account.ts'
+import { type Account, firstTurn, type Turn, takeAccount } from './account.ts'
 import type { Hold } from './hold.ts'
 import type { SlotContext } from './worker.ts'
 
@@ -156,9 +156,15 @@ async function work(job: Job): Promise<void> {
   }
   doing.step = 'looking at what was tried before'
   const maxAttempts = header.max_attempts ?? algorithm.maxAttempts ?? context.maxAttempts
+  // The tracker is not asked first about a job that nobody has touched: it refuses if it knows it all the same.
+  if (reservation.reserves === 1 && history.status === undefined) {
+    if (await begin(job, algorithm, firstTurn(maxAttempts))) return
+  }
   const account = await takeAccount(context, ref.uuid, reservation, history, maxAttempts)
   if (account.kind !== 'begin') return endWithoutRun(job, account, history)
-  await begin(job, algorithm, account.turn)
+  if (await begin(job, algorithm, account.turn)) return
+  context.bus.emit({ ...ref, event: 'job_busy', worker: 'another worker' })
+  return settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
 }
 
 /** Its result is there: it was published before its worker could settle it, or it was put twice. */
@@ -227,8 +233,11 @@ async function publishBurial(
   }
 }
 
-/** Opens the attempt, runs it, and sees that it is closed whatever happens. */
-async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> {
+/**
+ * Opens the attempt, runs it, and sees that it is closed whatever happens.
+ * @returns false when it could not be opened: the job has moved on since it was looked at
+ */
+async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<boolean> {
   const { context, reservation, ref } = job
   job.doing.faults = turn.faults
   const started = new Date()
@@ -241,10 +250,7 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
     deadline: deadlineOf({ started, limitSeconds }),
   }
   const fence = await context.tracker.begin(start, turn.fence)
-  if (fence === undefined) {
-    context.bus.emit({ ...ref, event: 'job_busy', worker: 'another worker' })
-    return settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })
-  }
+  if (fence === undefined) return false
   let workdir: Workdir | WarmWorkdir | undefined
   try {
     // Only now: a directory that refuses is a fault that is counted, so that the wait grows.
@@ -255,6 +261,7 @@ async function begin(job: Job, algorithm: Algorithm, turn: Turn): Promise<void> 
     const onDeleting = () => isQuicklyClosed(place) && job.onDeleting?.()
     const attempt: Attempt = { ...job, onDeleting, algorithm, workdir, turn, fence, started, limitSeconds }
     await conclude(attempt, await run(attempt))
+    return true
   } catch (error) {
     if (!(error instanceof QueueError)) await closeFaulty(job, start, fence, error, turn)
     throw error
