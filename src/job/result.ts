@@ -134,6 +134,8 @@ function isAttemptList(value: unknown): boolean {
 
 /** Reads a status document; undefined when the text is none (a foreign file, a torn write, a later format). */
 export function parseStatus(text: string): StatusDocument | undefined {
+  // Most jobs have none yet, and an exception takes as long as a file.
+  if (text === '') return undefined
   try {
     const value = JSON.parse(text) as Partial<StatusDocument> | null
     if (value?.format !== DOCUMENT_FORMAT || !isAttemptList(value.attempts) || typeof value.uuid !== 'string') {

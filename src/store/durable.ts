@@ -29,36 +29,38 @@
  */
 
 import { closeSync, constants, fdatasync, fsync, openSync } from 'node:fs'
-import { promisify } from 'node:util'
 
-/** With the length of a file, which is all that a reader needs beside the bytes. */
-const syncBytes = promisify(fdatasync)
-const syncNames = promisify(fsync)
-
-/** Makes the bytes behind all descriptors durable, and closes these; the list is empty then. */
-export function syncFiles(descriptors: number[]): Promise<void> {
-  return syncAndClose(descriptors, syncBytes)
+/**
+ * Makes the bytes behind all descriptors durable (with the length of the file, which is all that a reader needs beside
+ * them), and the names in all directories, at the same time. The descriptors are closed, and their list is empty then.
+ */
+export async function sync(descriptors: number[], directories: readonly string[] = []): Promise<void> {
+  const names: number[] = []
+  try {
+    for (const path of directories) names.push(openSync(path, constants.O_RDONLY | constants.O_DIRECTORY))
+    if (descriptors.length + names.length > 0) await syncAll(descriptors, names)
+    closeAll(descriptors)
+  } finally {
+    closeAll(names)
+  }
 }
 
-/** Makes the names in all directories durable. */
-export async function syncDirectories(paths: readonly string[]): Promise<void> {
-  const descriptors: number[] = []
-  try {
-    for (const path of paths) descriptors.push(openSync(path, constants.O_RDONLY | constants.O_DIRECTORY))
-    await syncAndClose(descriptors, syncNames)
-  } finally {
-    closeAll(descriptors)
-  }
+/** Settles when all have ended, whatever became of them: none is closed while another thread still syncs it. */
+function syncAll(files: readonly number[], directories: readonly number[]): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let waiting = files.length + directories.length
+    let failure: Error | null = null
+    const onEnd = (error: Error | null) => {
+      failure ??= error
+      if (--waiting > 0) return
+      if (failure === null) resolve()
+      else reject(failure)
+    }
+    for (const descriptor of files) fdatasync(descriptor, onEnd)
+    for (const descriptor of directories) fsync(descriptor, onEnd)
+  })
 }
 
 export function closeAll(descriptors: number[]): void {
   for (const descriptor of descriptors.splice(0)) closeSync(descriptor)
-}
-
-async function syncAndClose(descriptors: number[], sync: (descriptor: number) => Promise<void>): Promise<void> {
-  if (descriptors.length === 0) return
-  // None is closed while another thread still syncs it.
-  const ended = await Promise.allSettled(descriptors.map((descriptor) => sync(descriptor)))
-  closeAll(descriptors)
-  for (const end of ended) if (end.status === 'rejected') throw end.reason
 }

@@ -35,7 +35,7 @@ import { readdir, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { promisify } from 'node:util'
 import { isUuid } from '../job/package.ts'
-import { syncDirectories } from './durable.ts'
+import { sync } from './durable.ts'
 import { breakDeadLock, LOCK, takeLock } from './lock.ts'
 import { checkBase, guard } from './place.ts'
 import {
@@ -59,7 +59,6 @@ import {
   type Staged,
   stageAll,
   stageStatus,
-  syncStage,
 } from './staging.ts'
 import { type LocalStore, type Publication, type Publisher, type StoredFile, StoreError } from './store.ts'
 import { closeWhole, fillWhole, nameWhole, openWhole, type Whole } from './whole.ts'
@@ -202,12 +201,12 @@ async function publishInto(
     const isFirst = lookAt(join(dir, 'status.json')) === undefined
     await guard(base.path, async () => {
       await stageAll(open, publication)
-      if (!isFirst) await syncStage(open)
+      if (!isFirst) await sync(open.unsynced)
     })
     if (!(await beforeCommit())) return false
     await guard(base.path, async () => {
       await nameFiles(open)
-      await all([syncStage(open), syncJobDir(base, dir)])
+      await syncJobDir(base, dir, open.unsynced)
     })
     const { result } = open
     if (result === undefined) return true
@@ -219,16 +218,11 @@ async function publishInto(
   }
 }
 
-/** As Promise.all, but nothing is under way any more when it rejects. */
-async function all(steps: readonly Promise<void>[]): Promise<void> {
-  for (const end of await Promise.allSettled(steps)) if (end.status === 'rejected') throw end.reason
-}
-
 /** False when there is a result already. */
 async function commit(stage: Stage, result: Staged): Promise<boolean> {
   await removeLeftovers(stage)
   if (!nameResult(stage, result)) return false
-  await syncDirectories([stage.dir])
+  await sync([], [stage.dir])
   return true
 }
 
@@ -252,7 +246,7 @@ async function writeStatus(base: Base, uuid: string, status: string): Promise<vo
     const stage = openStage(dir, makeJobDir(base, dir).dev, findStaging(base))
     try {
       await stageStatus(stage, status)
-      await syncStage(stage)
+      await sync(stage.unsynced)
       await nameFiles(stage)
       await syncJobDir(base, dir)
     } finally {
@@ -399,14 +393,14 @@ async function removeLeftovers({ dir, files }: Stage): Promise<void> {
   }
 }
 
-/** The names in a job's directory, and its own. */
-function syncJobDir(base: Base, dir: string): Promise<void> {
-  return syncShard(base, dir, [dir])
+/** The names in a job's directory, and its own. @param files descriptors whose bytes are made durable with them */
+function syncJobDir(base: Base, dir: string, files: number[] = []): Promise<void> {
+  return syncShard(base, dir, files, [dir])
 }
 
-/** The name of a job's directory. @param further directories */
-async function syncShard(base: Base, dir: string, further: readonly string[] = []): Promise<void> {
+/** The name of a job's directory, and what else is given. */
+async function syncShard(base: Base, dir: string, files: number[] = [], directories: string[] = []): Promise<void> {
   const shard = dirname(dir)
-  await syncDirectories([...further, shard, ...(base.durable.has(shard) ? [] : [base.path])])
+  await sync(files, [...directories, shard, ...(base.durable.has(shard) ? [] : [base.path])])
   base.durable.add(shard)
 }

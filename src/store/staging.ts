@@ -9,7 +9,7 @@ import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { closeAll, syncFiles } from './durable.ts'
+import { closeAll, sync } from './durable.ts'
 import { errnoOf, lookAt, lookAtSource, openSeenSource, openSource, temporaryName } from './publication.ts'
 import type { Publication } from './store.ts'
 
@@ -54,18 +54,14 @@ export function closeStage(stage: Stage): void {
   for (const path of stage.temporaries) removeFile(path)
 }
 
-/** Brings all that is to be published onto the store's disk; the last bytes of it are made durable by `syncStage`. */
+/** Brings all that is to be published onto the store's disk; the last bytes of it are not durable yet. */
 export async function stageAll(stage: Stage, { files, status, result }: Publication): Promise<void> {
   for (const [name, source] of files) {
     stage.files.push({ name, path: await stageFile(stage, name, source) })
-    if (stage.unsynced.length >= SYNCED_AT_ONCE) await syncFiles(stage.unsynced)
+    if (stage.unsynced.length >= SYNCED_AT_ONCE) await sync(stage.unsynced)
   }
   await stageStatus(stage, status)
   if (result !== undefined) stage.result = { name: 'result.json', path: await writeText(stage, result) }
-}
-
-export function syncStage(stage: Stage): Promise<void> {
-  return syncFiles(stage.unsynced)
 }
 
 /** After the files: it is named after them. */
@@ -164,7 +160,7 @@ async function replace(stage: Stage, { name, path }: Staged, target: string): Pr
   if (rename(path, target)) return
   const copy = openTemporary({ ...stage, folder: undefined })
   await copyFile(copy.descriptor, name, path)
-  await syncFiles(stage.unsynced)
+  await sync(stage.unsynced)
   renameSync(copy.path, target)
   stage.temporaries.delete(copy.path)
 }

@@ -10,7 +10,7 @@ import { lstatSync, mkdirSync, openSync, renameSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
-import { closeAll, syncDirectories, syncFiles } from './durable.ts'
+import { closeAll, sync } from './durable.ts'
 import { errnoOf, temporaryName } from './publication.ts'
 import { canMove, copyFile, NAMED_AT_ONCE, SYNCED_AT_ONCE, writeChunk } from './staging.ts'
 import type { Publication } from './store.ts'
@@ -40,12 +40,11 @@ export async function fillWhole(whole: Whole, { files, status, result }: Publica
   for (const [name, source] of files) {
     if (++moved % NAMED_AT_ONCE === 0) await nextTurn()
     await bring(whole, name, source)
-    if (whole.unsynced.length >= SYNCED_AT_ONCE) await syncFiles(whole.unsynced)
+    if (whole.unsynced.length >= SYNCED_AT_ONCE) await sync(whole.unsynced)
   }
   await writeChunk(openNew(whole, 'status.json'), Buffer.from(status))
   if (result !== undefined) await writeChunk(openNew(whole, 'result.json'), Buffer.from(result))
-  const ended = await Promise.allSettled([syncFiles(whole.unsynced), syncDirectories([whole.path])])
-  for (const end of ended) if (end.status === 'rejected') throw end.reason
+  await sync(whole.unsynced, [whole.path])
 }
 
 async function bring(whole: Whole, name: string, source: string): Promise<void> {

@@ -87,7 +87,9 @@ export function startHold(options: HoldOptions): Hold {
 class TouchingHold implements Hold {
   readonly reservation: Reservation
   readonly #options: HoldOptions
-  readonly #giveUp = new AbortController()
+  /** made when it is needed: most jobs never take anything back */
+  #giveUp: AbortController | undefined
+  #isGivenUp = false
   readonly #timer: NodeJS.Timeout
   #current: Reservation
   #asked: Moment
@@ -141,16 +143,17 @@ class TouchingHold implements Hold {
 
   onClosed(): void {
     this.#isBroken = true
-    if (!this.#giveUp.signal.aborted) void this.#touch()
+    if (!this.#isGivenUp) void this.#touch()
   }
 
   abandon(): void {
-    this.#giveUp.abort(GIVEN_UP)
+    this.#isGivenUp = true
+    this.#giveUp?.abort(GIVEN_UP)
   }
 
   stop(): void {
     clearInterval(this.#timer)
-    this.#giveUp.abort(GIVEN_UP)
+    this.abandon()
   }
 
   #lose(detail: string): false {
@@ -199,6 +202,8 @@ class TouchingHold implements Hold {
     const began = performance.now()
     this.#isBroken = true
     this.#options.onBroken(cause.message)
+    this.#giveUp ??= new AbortController()
+    if (this.#isGivenUp) this.#giveUp.abort(GIVEN_UP)
     const taken = await regainReservation(this.#options, began + REGAIN_SECONDS * 1000, this.#giveUp.signal)
     if (typeof taken === 'string') return this.#lose(taken)
     this.#current = taken
