@@ -19,7 +19,6 @@ function floorOf(file: string): number {
 
 /** Each vendor has one door. */
 const DOORS: [vendor: RegExp, allowed: RegExp][] = [
-  [/^fivebeans/, /^queue\/beanstalk\.ts$/],
   [/^tree-kill$/, /^run\/kill\.ts$/],
   [/^@aws-sdk\//, /^store\/s3\.ts$/],
   [/^serve-handler$/, /^http\//],
@@ -33,7 +32,7 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
 ]
 
 /** The contracts of floor 1: all that floor 2 and above may see of a room with several drivers. */
-const DRIVERS = /^(queue\/beanstalk|tracker\/sqlite(-\w+)?|store\/(local|s3))\.ts$/
+const DRIVERS = /^(queue\/beanstalk(-\w+)?|tracker\/sqlite(-\w+)?|store\/(local|s3))\.ts$/
 
 /** Pure rooms take nothing from outside; these modules bring clocks, disks and processes. */
 const PURE_FORBIDDEN = /\b(Date\.now|new Date\(\)|performance\.now|Math\.random|process\.|setTimeout|setInterval)\b/

@@ -1,14 +1,15 @@
 import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer as createHttpServer } from 'node:http'
-import { createServer, type Server, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { openBeanstalk } from '../../src/queue/beanstalk.ts'
-import { describeBroker, openQueue, type PutOptions, type Queue, QueueError } from '../../src/queue/queue.ts'
+import { describeBroker, openQueue, type PutOptions, type Queue, type QueueError } from '../../src/queue/queue.ts'
 import { freePort, isOnBeanstalkd, startBroker, type TestBroker } from '../support/broker.ts'
 import { until } from '../support/installation.ts'
+import { codeOf, startFakeBroker, startPeer } from '../support/peer.ts'
 
 let broker: TestBroker
 let tubes = 0
@@ -33,44 +34,10 @@ async function openHere(url = broker.url, limits = {}): Promise<Queue> {
   return queue
 }
 
-/** The code of the error that the promise ends with. */
-async function codeOf(promise: Promise<unknown>): Promise<string> {
-  const error = await promise.then(
-    () => new Error('it was kept'),
-    (reason: unknown) => reason,
-  )
-  expect(error).toBeInstanceOf(QueueError)
-  return (error as QueueError).code
-}
-
 async function reserveOne(queue: Queue) {
   const reservation = await queue.reserve(5)
   if (reservation === undefined) throw new Error('no job came within 5 s')
   return reservation
-}
-
-/** A peer of ours that says what a test wants. */
-async function startPeer(onSocket: (socket: Socket) => void): Promise<string> {
-  const server: Server = createServer(onSocket).listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const sockets = new Set<Socket>()
-  server.on('connection', (socket) => sockets.add(socket.on('error', () => undefined)))
-  onTestFinished(() => {
-    for (const socket of sockets) socket.destroy()
-    server.close()
-  })
-  return `beanstalk://127.0.0.1:${(server.address() as { port: number }).port}`
-}
-
-/** Answers stats as beanstalkd does, then hands each further command to the test. */
-function startFakeBroker(onCommand: (socket: Socket, command: string) => void): Promise<string> {
-  const stats = '---\nmax-job-size: 65535\nversion: "1.12"\n'
-  return startPeer((socket) => {
-    socket.on('data', (chunk) => {
-      if (String(chunk) === 'stats\r\n') socket.write(`OK ${stats.length}\r\n${stats}\r\n`)
-      else onCommand(socket, String(chunk))
-    })
-  })
 }
 
 describe('a queue on beanstalkd', () => {
@@ -471,7 +438,7 @@ describe('a peer that is no beanstalkd', () => {
 
   it('puts replies together that come byte by byte', async () => {
     const url = await startFakeBroker(async (socket, command) => {
-      const reply = command.startsWith('stats-job') ? 'OK 27\r\n---\nstate: ready\ntube: "12"\n\r\n' : 'INSERTED 42\r\n'
+      const reply = command.startsWith('stats-job') ? 'OK 28\r\n---\nstate: ready\ntube: "12"\n\r\n' : 'INSERTED 42\r\n'
       for (const c of reply) {
         socket.write(c)
         await new Promise(setImmediate)
