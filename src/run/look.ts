@@ -17,7 +17,7 @@
  * a look is over at the time that its caller sets, seen all or not.
  */
 
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { existsSync, openSync, readdirSync, readFileSync, readlinkSync, readSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { type GroupQuarry, listGroups, readMembers } from './cgroup.ts'
 
@@ -209,8 +209,8 @@ export function isSurelyOver(
   let asked = first
   for (let glances = 0; glances < MOST_GLANCES; glances++) {
     const newest = Number(newestPid(sight) ?? -1)
-    // Nothing was forked while we looked.
-    if (glances > 0 && newest === asked) return true
+    // Nothing was forked since the run began, or while we looked at what was.
+    if (newest === asked) return true
     if (newest < asked || newest - first > MOST_NUMBERS) return false
     for (let pid = asked + 1; pid <= newest; pid++) {
       const stat = existsSync(`/proc/${pid}`) ? readStat(pid, sight) : undefined
@@ -324,9 +324,16 @@ function listMembers(quarry: Quarry, sight: Sight): Set<number> {
 
 /** The last number that the system gave to a process: while it stays, nothing was forked. */
 function newestPid(sight: Sight): string | undefined {
-  return attempt(sight, () => readFileSync('/proc/loadavg', 'utf8'))
-    ?.trim()
-    .split(' ')[4]
+  return attempt(sight, readLoadavg)?.trim().split(' ')[4]
+}
+
+/** Stays open: it is asked several times about each run, and to open it takes longer than to read it. */
+let loadavg: number | undefined
+const loadavgText = Buffer.alloc(256)
+
+function readLoadavg(): string {
+  loadavg ??= openSync('/proc/loadavg', 'r')
+  return loadavgText.toString('latin1', 0, readSync(loadavg, loadavgText, 0, loadavgText.length, 0))
 }
 
 function isCandidate(stat: ProcessStat, quarry: Quarry, spared: ReadonlySet<number>): boolean {
