@@ -23,6 +23,7 @@ const DOORS: [vendor: RegExp, allowed: RegExp][] = [
   [/^@aws-sdk\//, /^store\/s3\.ts$/],
   [/^serve-handler$/, /^http\//],
   [/^commander$/, /^cli\//],
+  [/^rolldown$/, /^cli\/finish-build\.ts$/],
   [/^yaml$/, /^run\/yaml\.ts$/],
   [/^execa$/, /^run\//],
   [/^libsql$/, /^tracker\/sqlite-file\.ts$/],
@@ -217,7 +218,8 @@ test('the top level holds what the plan names and no more', () => {
   const tracked = spawnSync('git', ['ls-files'], { cwd: root, encoding: 'utf8' })
   const names = tracked.status === 0 ? tracked.stdout.trim().split('\n') : readdirSync(root)
   expect([...new Set(names.map((name) => name.split('/')[0] ?? ''))].filter((name) => !allowed.test(name))).toEqual([])
-  for (const bin of readdirSync(join(root, 'bin'))) {
+  // A package of its own: Node starts a program sooner when it is no ES module.
+  for (const bin of readdirSync(join(root, 'bin')).filter((name) => name !== 'package.json')) {
     expect(statSync(join(root, 'bin', bin)).mode & 0o111, bin).not.toBe(0)
     expect(readFileSync(join(root, 'bin', bin), 'utf8').split('\n').length, bin).toBeLessThan(10)
   }

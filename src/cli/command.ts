@@ -1,6 +1,5 @@
 /** What all our command lines have in common: help, version, subcommands, and how a wrong one is refused. */
 
-import { createRequire } from 'node:module'
 import type { Command, Option } from 'commander'
 import { didYouMean, findNear } from '../report/suggestion.ts'
 import { COLOR_WORDS } from './color.ts'
@@ -10,7 +9,7 @@ import { readVersion } from './version.ts'
 
 /** Not before somebody needs it: see option-table.ts. Only the first call takes time. */
 function loadCommander(): typeof import('commander') {
-  return createRequire(import.meta.url)('commander')
+  return process.getBuiltinModule('node:module').createRequire(import.meta.url)('commander')
 }
 
 /** What is loaded only when it is called, or when completions are made. */

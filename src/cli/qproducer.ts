@@ -1,12 +1,21 @@
 /** `qproducer`: puts jobs into the queue, one or many, and follows one to its end if asked to. */
 
-import { open } from 'node:fs/promises'
-import type { Config, ConfigKey } from '../config.ts'
+import { createReadStream } from 'node:fs'
+import {
+  type Config,
+  ConfigError,
+  type ConfigKey,
+  describeConfig,
+  loadConfig,
+  PRODUCER_KEYS,
+  terminalEnvironment,
+} from '../config.ts'
 import { parseDuration } from '../job/duration.ts'
 import { describe, encodePackage, PackageError, type WorkPackage } from '../job/package.ts'
 import { makePackage, payloadFromText, submit } from '../producer.ts'
 import { isTubeName, openQueue, type PutOptions, type PutQueue, QueueError, type Ticket } from '../queue/queue.ts'
 import { didYouMean } from '../report/suggestion.ts'
+import { listAlgorithmNames } from './algorithm-names.ts'
 import { brokerAddress, brokerAdvice, isEmbedded, serversOf } from './broker.ts'
 import { decideColors } from './color.ts'
 import { parseCommandLine, refuse } from './command.ts'
@@ -134,7 +143,6 @@ function parseTags(tags: readonly string[]): Record<string, string> {
 }
 
 async function readConfig(flags: ProducerFlags, order: Order): Promise<{ config: Config; dump: string }> {
-  const { ConfigError, describeConfig, loadConfig, PRODUCER_KEYS, terminalEnvironment } = await import('../config.ts')
   decideColors(flags.color, terminalEnvironment())
   try {
     const config = await loadConfig({ file: flags.config, flags: order.settings, keys: PRODUCER_KEYS })
@@ -157,8 +165,7 @@ async function readPayload(payload: string | undefined): Promise<string> {
   if (!payload.startsWith('@')) return payloadFromText(payload)
   const name = payload.slice(1)
   try {
-    const file = await open(name)
-    return payloadFromText(decode(await readAll(file.createReadStream(), name), name))
+    return payloadFromText(decode(await readAll(createReadStream(name), name), name))
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (error instanceof PackageError || code === undefined) throw error
@@ -303,7 +310,6 @@ async function putBatch(
 /** The worker may be elsewhere, and know what is not known here: a job is put all the same. */
 async function hintAtAlgorithm({ algorithm, config: file }: ProducerFlags): Promise<void> {
   if (algorithm === undefined) return
-  const { listAlgorithmNames } = await import('./algorithm-names.ts')
   const names = await listAlgorithmNames({ file })
   if (names.includes(algorithm)) return
   const hint = didYouMean(algorithm, names)
@@ -407,4 +413,5 @@ function describePutFailure(error: QueueError): string {
   }
 }
 
-await run()
+/** For `bin/`: rejected only when a part of the program cannot be loaded. */
+export const ended = run()

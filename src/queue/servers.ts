@@ -1,6 +1,6 @@
 /** The servers that a queue may have: how they are named, and which of them a job goes to. Pure. */
 
-import { isIPv6 } from 'node:net'
+import { isIPv6 as matchesIPv6 } from 'node:net'
 import { describe } from '../job/package.ts'
 
 /** One broker. */
@@ -51,6 +51,11 @@ function parseServer(text: unknown): { host: string; port: number | undefined } 
   if (rest.length > 0) throw new RangeError(`${where} is no IPv6 address; with a port one is written [::1]:11300`)
   if (!HOST.test(host)) throw new RangeError(`${where} has no host name or address`)
   return { host, port: parsePort(own, where) }
+}
+
+/** Node's own is one large regular expression: to compile it takes longer than to put a job. */
+function isIPv6(text: string): boolean {
+  return text.includes(':') && matchesIPv6(text)
 }
 
 function parsePort(text: string | undefined, where: string): number | undefined {

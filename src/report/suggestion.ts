@@ -1,6 +1,5 @@
 /** What a name that nobody knows may have been meant to be. */
 
-import { createRequire } from 'node:module'
 import type { distance } from 'fastest-levenshtein'
 
 const MAX_SUGGESTIONS = 3
@@ -30,6 +29,7 @@ let measure: typeof distance | undefined
 
 /** Loaded for the first mistake: most command lines have none. */
 function countDistance(one: string, other: string): number {
+  const { createRequire } = process.getBuiltinModule('node:module')
   measure ??= (createRequire(import.meta.url)('fastest-levenshtein') as { distance: typeof distance }).distance
   return measure(one, other)
 }

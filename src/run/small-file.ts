@@ -1,7 +1,6 @@
 /** A file that people name: read to its end, whatever it is, unless it is too large or nothing comes of it. */
 
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
-import { setTimeout as sleep } from 'node:timers/promises'
 
 /** For a pipe, as of `<(command)`, to have its first byte, and each further piece. */
 const PIPE_MS = 5_000
@@ -35,6 +34,7 @@ export async function readSmallFile(file: string, maxBytes: number, pipeMs = PIP
 
 /** A pipe that nobody has opened yet reads as one that has ended: it has not begun before its first byte. */
 async function readPipe(descriptor: number, bytes: Buffer, at: number, pipeMs: number): Promise<number> {
+  const { setTimeout: sleep } = await import('node:timers/promises')
   const began = performance.now()
   while (performance.now() - began < pipeMs) {
     const count = readNow(descriptor, bytes, at)

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test } from 'vitest'
@@ -28,16 +28,42 @@ async function listLoaded(
   return [...new Set([...found].map(([, name, file = '']) => name ?? file))].sort()
 }
 
+function listPackages(loaded: readonly string[]): string[] {
+  return loaded.filter((name) => !/\.c?js$/.test(name))
+}
+
 test('qproducer loads for one job no package at all', async () => {
   const broker = await startBroker()
   onTestFinished(() => broker.stop())
   const env = { BEANSTALK_SERVER: broker.host, BEANSTALK_PORT: String(broker.port), TTR: '90s' }
   const loaded = await listLoaded('qproducer', ['-a', 'sleep', '-p', '{}', '--tube', 'loaded', '--json'], env)
-  expect(loaded).toContain('cli/qproducer.js')
-  expect(loaded.filter((name) => !name.endsWith('.js'))).toEqual([])
-  const files = loaded.filter((name) => /^(run|report|store|worker|http|tracker|broker)\//.test(name))
-  expect(files).toEqual(['report/suggestion.js', 'run/small-file.js', 'run/yaml.js'])
+  expect(loaded).toEqual(['cli/qproducer-beanstalk.cjs', 'cli/qproducer.cjs'])
 }, 60_000)
+
+/** What stands in a file of the bundle: our modules, and what it requires at once. */
+function readBundle(file: string): { modules: string[]; required: string[] } {
+  const text = readFileSync(join(PROJECT, 'dist', 'cli', file), 'utf8')
+  const found = (pattern: RegExp) => [...new Set([...text.matchAll(pattern)].map(([, name = '']) => name))].sort()
+  return {
+    modules: found(/^\/\/ ([^\n]*\.js)$/gm),
+    required: found(/^(?:let|const) \w+ = require\("([^"]*)"\)/gm),
+  }
+}
+
+test('the bundle of qproducer holds our own code alone, and for one job little of it and of Node', () => {
+  const files = readdirSync(join(PROJECT, 'dist', 'cli')).filter((name) => name.endsWith('.cjs'))
+  const modules = files.flatMap((file) => readBundle(file).modules)
+  expect(modules).toContain('dist/batch/batch.js')
+  expect(modules.filter((name) => !/^dist\/[\w/-]+\.js$/.test(name))).toEqual([])
+  const plain = ['qproducer.cjs', 'qproducer-beanstalk.cjs'].map(readBundle)
+  const rooms = /^dist\/(run|report|store|worker|http|tracker|broker|batch)\//
+  expect(plain.flatMap((part) => part.modules.filter((name) => rooms.test(name)))).toEqual([
+    'dist/report/suggestion.js',
+    'dist/run/small-file.js',
+  ])
+  const required = new Set(plain.flatMap((part) => part.required))
+  expect([...required].sort()).toEqual(['./qproducer.cjs', 'node:fs', 'node:net', 'node:path', 'node:util'])
+})
 
 test('qproducer loads a YAML parser for an rc file', async () => {
   const broker = await startBroker()
@@ -49,7 +75,7 @@ test('qproducer loads a YAML parser for an rc file', async () => {
   const rc = join(dir, 'rc')
   writeFileSync(rc, `BEANSTALK_SERVER: ${broker.host}\nBEANSTALK_PORT: ${broker.port}\nTUBE: loaded\n`)
   const loaded = await listLoaded('qproducer', ['-a', 'sleep', '-c', rc])
-  expect(loaded.filter((name) => !name.endsWith('.js'))).toEqual(['yaml'])
+  expect(listPackages(loaded)).toEqual(['yaml'])
 }, 60_000)
 
 test.each([
@@ -62,7 +88,7 @@ test.each([
   '%s %s loads commander alone',
   async (program, ...args) => {
     const loaded = await listLoaded(program, args)
-    expect(loaded.filter((name) => !name.endsWith('.js'))).toEqual(['commander'])
+    expect(listPackages(loaded)).toEqual(['commander'])
   },
   60_000,
 )

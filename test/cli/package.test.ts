@@ -100,7 +100,11 @@ test('a package holds the programs, algorithms and rc files, and nothing that on
     .map((file) => file.replace(/^src\/(.*)\.ts$/, '$1.js'))
     .filter((file) => !LEFT_OUT.test(file))
     .map((file) => `dist/${file}`)
+  const bundle = ['', '-batch', '-beanstalk', '-feed', '-spread', '-wait'].map(
+    (part) => `dist/cli/qproducer${part}.cjs`,
+  )
   const expected = [
+    ...bundle,
     ...['LICENSE', 'README.md', 'package.json'],
     ...['bin', 'etc', 'algorithms'].flatMap(filesBelow),
     ...modules,
