@@ -71,9 +71,9 @@ export class Wire {
   #tellClosed: () => void = () => undefined
   #failure: { code: QueueErrorCode; message: string; cause: unknown } | undefined
 
-  /** Begins to connect; `connected` tells how that ends. */
-  constructor(host: string, port: number, replyMs: number) {
-    this.address = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+  /** Begins to connect; `connected` tells how that ends. @param name of the host, for messages */
+  constructor(name: string, host: string, port: number, replyMs: number) {
+    this.address = name.includes(':') ? `[${name}]:${port}` : `${name}:${port}`
     this.replyMs = replyMs
     this.closed = new Promise((resolve) => {
       this.#tellClosed = resolve

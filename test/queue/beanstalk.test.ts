@@ -2,13 +2,13 @@ import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer as createHttpServer } from 'node:http'
 import type { Socket } from 'node:net'
-import { tmpdir } from 'node:os'
+import { networkInterfaces, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { openBeanstalk } from '../../src/queue/beanstalk.ts'
 import { describeBroker, openQueue, type PutOptions, type Queue, type QueueError } from '../../src/queue/queue.ts'
 import { freePort, isOnBeanstalkd, startBroker, type TestBroker } from '../support/broker.ts'
-import { until } from '../support/installation.ts'
+import { leaveOut, until } from '../support/installation.ts'
 import { codeOf, startFakeBroker, startPeer } from '../support/peer.ts'
 
 let broker: TestBroker
@@ -341,6 +341,25 @@ describe('a connection that ends', () => {
     })
     expect(await codeOf(openBeanstalk('beanstalk://no-such-host.invalid:1'))).toBe('unreachable')
     expect(await codeOf(openQueue('amqp://localhost'))).toBe('unreachable')
+  })
+})
+
+describe('a broker at localhost', () => {
+  const hasIPv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === '::1'))
+
+  it.for(['127.0.0.1', '::1'])('is found at %s, whatever else there is', async (host, context) => {
+    if (host === '::1' && !hasIPv6) leaveOut(context, 'this machine has no ::1')
+    const url = await startFakeBroker(() => undefined, host)
+    const queue = await openHere(`beanstalk://localhost:${new URL(url).port}`)
+    expect(queue.maxBodyBytes).toBe(65535)
+  })
+
+  it('that is not there is told by the name that was given', async () => {
+    const error = await openBeanstalk(`beanstalk://localhost:${await freePort()}`).catch((reason: Error) => reason)
+    expect(error).toMatchObject({
+      code: 'unreachable',
+      message: expect.stringMatching(/cannot connect to beanstalkd at localhost:\d+ \(connection refused\)/),
+    })
   })
 })
 

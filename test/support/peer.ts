@@ -16,8 +16,8 @@ export async function codeOf(promise: Promise<unknown>): Promise<string> {
 }
 
 /** A peer of ours that says what a test wants. */
-export async function startPeer(onSocket: (socket: Socket) => void): Promise<string> {
-  const server: Server = createServer(onSocket).listen(0, '127.0.0.1')
+export async function startPeer(onSocket: (socket: Socket) => void, host = '127.0.0.1'): Promise<string> {
+  const server: Server = createServer(onSocket).listen(0, host)
   await once(server, 'listening')
   const sockets = new Set<Socket>()
   server.on('connection', (socket) => sockets.add(socket.on('error', () => undefined)))
@@ -25,16 +25,17 @@ export async function startPeer(onSocket: (socket: Socket) => void): Promise<str
     for (const socket of sockets) socket.destroy()
     server.close()
   })
-  return `beanstalk://127.0.0.1:${(server.address() as { port: number }).port}`
+  const { port } = server.address() as { port: number }
+  return `beanstalk://${host.includes(':') ? `[${host}]` : host}:${port}`
 }
 
 /** Answers stats as beanstalkd does, then hands each further command to the test. */
-export function startFakeBroker(onCommand: (socket: Socket, command: string) => void): Promise<string> {
+export function startFakeBroker(onCommand: (socket: Socket, command: string) => void, host?: string): Promise<string> {
   const stats = '---\nmax-job-size: 65535\nversion: "1.12"\n'
   return startPeer((socket) => {
     socket.on('data', (chunk) => {
       if (String(chunk) === 'stats\r\n') socket.write(`OK ${stats.length}\r\n${stats}\r\n`)
       else onCommand(socket, String(chunk))
     })
-  })
+  }, host)
 }
