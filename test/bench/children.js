@@ -40,6 +40,11 @@ function makeBase() {
   return path
 }
 
+/** What was written so far is on the disk: nobody's syncs wait for what another one left. */
+export function settleDisk() {
+  if (base !== undefined) spawnSync('sync', ['-f', base])
+}
+
 /** Microseconds for a folder with two files in it: the part of the disk in what is measured. */
 export function fileMicroseconds() {
   const path = makeFolder('files')

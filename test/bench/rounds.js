@@ -1,5 +1,7 @@
 /** Rounds and what they come to. */
 
+import { settleDisk } from './children.js'
+
 /**
  * Each round has every contender once, in an order that turns from round to round. With --quick a row whose time is over
  * ends with the round at hand.
@@ -15,6 +17,7 @@ export async function interleave(bench, contenders, rounds = bench.rounds) {
     for (let i = 0; i < contenders.length; i++) {
       // A step that spreads the rounds over all positions.
       const at = (i + Math.floor((round * contenders.length) / rounds)) % contenders.length
+      settleDisk()
       samples[at].push(await contenders[at].run(round))
     }
   }
