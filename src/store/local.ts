@@ -127,7 +127,9 @@ async function prepare(base: Base, uuid: string): Promise<void> {
     checkIdentity(base)
     const dir = jobDir(base.path, uuid)
     makeShard(base, dir)
-    accessSync(lookAt(dir) === undefined ? dirname(dir) : dir, constants.W_OK | constants.X_OK)
+    const stats = lookAt(dir)
+    if (stats !== undefined) checkDirectory(dir, stats)
+    accessSync(stats === undefined ? dirname(dir) : dir, constants.W_OK | constants.X_OK)
   })
 }
 
@@ -149,9 +151,9 @@ function startWhole(base: Base, uuid: string): Whole | undefined {
   const dir = jobDir(base.path, uuid)
   if (lookAt(dir) !== undefined) return undefined
   // Looked at again: an algorithm may have put something else there since it was prepared.
-  makeShard(base, dir)
+  const shard = makeShard(base, dir)
   const folder = findStaging(base)
-  return folder === undefined ? undefined : openWhole(folder)
+  return folder === undefined ? undefined : openWhole(folder, shard)
 }
 
 async function publishWhole(
@@ -333,9 +335,9 @@ function makeJobDir(base: Base, dir: string): Stats {
 }
 
 /** The directory that has those of the jobs. */
-function makeShard(base: Base, dir: string): void {
+function makeShard(base: Base, dir: string): Stats {
   const shard = dirname(dir)
-  haveDirectory(shard, () => base.durable.delete(shard))
+  return haveDirectory(shard, () => base.durable.delete(shard))
 }
 
 /** @param onAbsent told before it is made, by us or by another worker at the same time */
@@ -346,7 +348,12 @@ function haveDirectory(path: string, onAbsent: () => void): Stats {
     makeDirectory(path)
     stats = lstatSync(path)
   }
-  if (stats.isDirectory()) return stats
+  checkDirectory(path, stats)
+  return stats
+}
+
+function checkDirectory(path: string, stats: Stats): void {
+  if (stats.isDirectory()) return
   const remedy = 'results below it are never served; put a directory in its place'
   throw new StoreError('failed', `${path} is a link or no directory: ${remedy}`)
 }

@@ -6,7 +6,7 @@
  * One that was published to before, or is being published to, is left to local.ts, which knows how to add to it.
  */
 
-import { lstatSync, mkdirSync, openSync, renameSync } from 'node:fs'
+import { lstatSync, mkdirSync, openSync, renameSync, rmdirSync, type Stats } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
@@ -15,6 +15,9 @@ import { errnoOf, temporaryName } from './publication.ts'
 import { canMove, copyFile, NAMED_AT_ONCE, SYNCED_AT_ONCE, writeChunk } from './staging.ts'
 import type { Publication } from './store.ts'
 
+/** Who makes something in a directory with this bit makes it for the directory's group, and a directory gets the bit too. */
+const SETGID = 0o2000
+
 /** A job's directory before it has its name. */
 export interface Whole {
   readonly path: string
@@ -22,8 +25,13 @@ export interface Whole {
   readonly unsynced: number[]
 }
 
-/** @param folder the publisher's own, on the store's disk; undefined when it is not there */
-export function openWhole(folder: string): Whole | undefined {
+/**
+ * @param folder the publisher's own, on the store's disk
+ * @param shard where the directory gets its name
+ * @returns undefined when the folder is not there, or when what is made in it belongs to another group than what is made
+ *   in the shard: a group that was given to the results (chmod g+s) need not have been given to the folder
+ */
+export function openWhole(folder: string, shard: Stats): Whole | undefined {
   const path = join(folder, temporaryName())
   try {
     mkdirSync(path)
@@ -31,7 +39,13 @@ export function openWhole(folder: string): Whole | undefined {
     if (errnoOf(error) === 'ENOENT') return undefined
     throw error
   }
-  return { path, device: lstatSync(path).dev, unsynced: [] }
+  const { dev, gid, mode } = lstatSync(path)
+  const isInherited = (shard.mode & SETGID) !== 0
+  if (isInherited === ((mode & SETGID) !== 0) && (!isInherited || gid === shard.gid)) {
+    return { path, device: dev, unsynced: [] }
+  }
+  rmdirSync(path)
+  return undefined
 }
 
 /** Everything under its last name, and durable. Sources on the same disk are moved. */
@@ -69,19 +83,22 @@ function openNew({ path, unsynced }: Whole, name: string): number {
   return descriptor
 }
 
-/** The commit; durable when the directory that holds the name is. False when something of that name is there. */
+/**
+ * The commit; durable when the directory that holds the name is. False when something of that name is there, or the shard
+ * is not: who removes old results may remove it with the last of them.
+ */
 export function nameWhole({ path }: Whole, target: string): boolean {
   try {
     renameSync(path, target)
     return true
   } catch (error) {
-    if (['ENOTEMPTY', 'EEXIST', 'ENOTDIR', 'EXDEV'].includes(errnoOf(error))) return false
+    if (['ENOTEMPTY', 'EEXIST', 'ENOTDIR', 'EXDEV', 'ENOENT'].includes(errnoOf(error))) return false
     throw error
   }
 }
 
-/** Removes one that has not got its name. */
+/** Removes one that has not got its name. What a failing disk keeps is swept with the publisher's folder. */
 export async function closeWhole({ path, unsynced }: Whole): Promise<void> {
   closeAll(unsynced)
-  await rm(path, { recursive: true, force: true })
+  await rm(path, { recursive: true, force: true }).catch(() => undefined)
 }

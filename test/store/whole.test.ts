@@ -1,5 +1,7 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
+  chmodSync,
+  chownSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -7,6 +9,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -127,6 +130,44 @@ test.each([
     await expect(work).rejects.toThrow(StoreError)
     expect(readFileSync(ground.job, 'utf8')).toBe('x')
   }
+  expectNothingAside(ground)
+})
+
+test.each([
+  ['a link', (job: string, top: string) => symlinkSync(top, job)],
+  ['a file', (job: string) => writeFileSync(job, 'x', { mode: 0o700 })],
+])('where %s has the name of the directory the job is refused before it runs', async (_what, make) => {
+  const { store, job, top } = await openGround()
+  mkdirSync(dirname(job))
+  make(job, top)
+  await expect(store.prepare(UUID)).rejects.toThrow(/is a link or no directory/)
+})
+
+test('a shard that was removed with its last result between is made again', async () => {
+  const ground = await openGround()
+  const clean = async () => {
+    rmSync(dirname(ground.job), { recursive: true, force: true })
+    return true
+  }
+  const once = async () => (lstatSync(ground.job, { throwIfNoEntry: false }) === undefined ? clean() : true)
+  expect(await publish(ground.store, { 'a.csv': source(ground, 'a') }, 'us', once)).toBe(true)
+  expect(contents(ground.job)).toEqual({ 'a.csv': 'a', 'status.json': 'us', 'result.json': 'us' })
+  expectNothingAside(ground)
+})
+
+test('a directory belongs to the group that the results were given after its folder was made', async (context) => {
+  const ground = await openGround()
+  const group = (process.getgroups?.() ?? []).find((gid) => gid !== process.getgid?.()) ?? 1
+  try {
+    chownSync(ground.base, -1, group)
+  } catch {
+    leaveOut(context, 'needs a second group')
+  }
+  chmodSync(ground.base, 0o2750)
+  expect(await publish(ground.store, { 'a.csv': source(ground, 'a') }, 'us')).toBe(true)
+  expect(contents(ground.job)).toEqual({ 'a.csv': 'a', 'status.json': 'us', 'result.json': 'us' })
+  const { gid, mode } = lstatSync(ground.job)
+  expect({ gid, isInherited: (mode & 0o2000) !== 0 }).toEqual({ gid: group, isInherited: true })
   expectNothingAside(ground)
 })
 
