@@ -162,6 +162,9 @@ async function work(job: Job): Promise<void> {
   }
   const account = await takeAccount(context, ref.uuid, reservation, history, maxAttempts)
   if (account.kind !== 'begin') return endWithoutRun(job, account, history)
+  // It may have been completed since its history was read. Who completes it from now on began after the account was
+  // taken, which `begin` sees.
+  if ((await readHistory(context.stores, ref.uuid, false)).isComplete) return finishEarlier(job)
   if (await begin(job, algorithm, account.turn)) return
   context.bus.emit({ ...ref, event: 'job_busy', worker: 'another worker' })
   return settleJob(job, 0, { action: 'release', delaySeconds: TWIN_DELAY_SECONDS })

@@ -1,9 +1,11 @@
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, onTestFinished, type TestContext, test } from 'vitest'
-import { type Installation, install, leaveOut, newUuid, until } from '../support/installation.ts'
+import { type Installation, install, leaveOut, newUuid, PROJECT, until } from '../support/installation.ts'
 
+const LOCKER = join(PROJECT, 'test', 'worker', 'lock-tracker.js')
 const pathOf = (home: Installation) => join(home.results, '.state', 'tracker.db')
 
 /** A tracker that was used, and whose worker has ended. */
@@ -82,3 +84,31 @@ test.for(spoilers)(
     expect(home.status(uuid)).toBeUndefined()
   },
 )
+
+test('a job that another worker completes between two looks at it, while the tracker lets nobody write, is not run again', async () => {
+  const home = await install({ CONCURRENCY: '1' })
+  const gate = join(home.base, 'gate')
+  const runs = join(home.base, 'runs')
+  home.addAlgorithm('job', `echo run >> ${runs}; until [ -e ${gate} ]; do sleep 0.05; done; echo 1`)
+  const first = await home.startWorker()
+  const uuid = newUuid()
+  const body = `[{"uuid":"${uuid}","type":"job"},{}]`
+  await home.put(body)
+  await first.waitFor('the run', ({ event }) => event === 'run_started')
+  const second = await home.startWorker()
+  const locker = spawn(process.execPath, [LOCKER, pathOf(home)], { stdio: ['ignore', 'pipe', 'inherit'] })
+  onTestFinished(() => void locker.kill('SIGKILL'))
+  await once(locker.stdout, 'data')
+  const again = await home.put(body)
+  await until('the second has it too', async () => (await home.ticketState(again)) === 'reserved')
+  writeFileSync(gate, '')
+  await until('the result', () => home.result(uuid) !== undefined)
+  // It is to write last.
+  second.child.kill('SIGSTOP')
+  locker.kill('SIGKILL')
+  await first.waitFor('the end of the job', ({ event }) => event === 'job_settled')
+  second.child.kill('SIGCONT')
+  await second.waitFor('the end of the other', ({ event }) => event === 'job_settled')
+  expect(second.events.map(({ event }) => event)).toContain('job_already_complete')
+  expect(readFileSync(runs, 'utf8')).toBe('run\n')
+})
