@@ -28,8 +28,9 @@ export interface Whole {
 /**
  * @param folder the publisher's own, on the store's disk
  * @param shard where the directory gets its name
- * @returns undefined when the folder is not there, or when what is made in it belongs to another group than what is made
- *   in the shard: a group that was given to the results (chmod g+s) need not have been given to the folder
+ * @returns undefined when the folder is not there, or when what is made in it gets other rights, or another group, than
+ *   what is made in the shard: those that were given to the results (chmod g+s, setfacl -d) need not have been given to it.
+ *   A shard that was made with another umask looks the same, and costs a wait.
  */
 export function openWhole(folder: string, shard: Stats): Whole | undefined {
   const path = join(folder, temporaryName())
@@ -40,10 +41,8 @@ export function openWhole(folder: string, shard: Stats): Whole | undefined {
     throw error
   }
   const { dev, gid, mode } = lstatSync(path)
-  const isInherited = (shard.mode & SETGID) !== 0
-  if (isInherited === ((mode & SETGID) !== 0) && (!isInherited || gid === shard.gid)) {
-    return { path, device: dev, unsynced: [] }
-  }
+  const isGroupInherited = (mode & SETGID) !== 0
+  if (mode === shard.mode && (!isGroupInherited || gid === shard.gid)) return { path, device: dev, unsynced: [] }
   rmdirSync(path)
   return undefined
 }

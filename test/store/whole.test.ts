@@ -171,6 +171,19 @@ test('a directory belongs to the group that the results were given after its fol
   expectNothingAside(ground)
 })
 
+test('a directory has the rights that the results give to what is made in them, by a default ACL', async (context) => {
+  const ground = await openGround()
+  // user and group: all, others: nothing
+  const acl = '02000000 01000700ffffffff 04000700ffffffff 20000000ffffffff'.replaceAll(' ', '')
+  const program = 'import os, sys; os.setxattr(sys.argv[1], "system.posix_acl_default", bytes.fromhex(sys.argv[2]))'
+  const { status } = spawnSync('python3', ['-c', program, ground.base, acl])
+  if (status !== 0) leaveOut(context, 'needs python3, and a file system with ACLs')
+  expect(await publish(ground.store, { 'a.csv': source(ground, 'a') }, 'us')).toBe(true)
+  expect(contents(ground.job)).toEqual({ 'a.csv': 'a', 'status.json': 'us', 'result.json': 'us' })
+  expect((lstatSync(ground.job).mode & 0o777).toString(8)).toBe('770')
+  expectNothingAside(ground)
+})
+
 test('what is given up leaves nothing, however it is given up', async () => {
   const ground = await openGround()
   const { store, job } = ground
