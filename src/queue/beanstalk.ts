@@ -74,24 +74,23 @@ async function openWire(url: string, limits: Partial<BeanstalkLimits>): Promise<
   const { hostname, port: digits } = new URL(url)
   const name = hostname.replace(/^\[(.*)\]$/, '$1') || 'localhost'
   const port = digits === '' ? DEFAULT_PORT : Number(digits)
-  const connectTo = async (host: string) => {
+  const openAt = async (host: string) => {
     const wire = new Wire(name, host, port, replyMs)
     await wire.connected(connectMs)
-    return wire
+    return { wire, stats: await readStats(wire, Math.min(connectMs, replyMs)) }
   }
-  const wire = await (name === 'localhost' ? connectHere(connectTo) : connectTo(name))
-  return { wire, stats: await readStats(wire, Math.min(connectMs, replyMs)) }
+  return name === 'localhost' ? openHere(openAt) : openAt(name)
 }
 
 /**
- * To this machine, without a look-up of its name: that takes as long as all else that a `qproducer` does. By IPv4 first,
+ * On this machine, without a look-up of its name: that takes as long as all else that a `qproducer` does. By IPv4 first,
  * which is where beanstalkd listens unless it is told otherwise.
  */
-async function connectHere(connectTo: (host: string) => Promise<Wire>): Promise<Wire> {
+async function openHere<T>(openAt: (host: string) => Promise<T>): Promise<T> {
   try {
-    return await connectTo('127.0.0.1')
+    return await openAt('127.0.0.1')
   } catch (error) {
-    return await connectTo('::1').catch(() => {
+    return await openAt('::1').catch(() => {
       throw error
     })
   }
@@ -160,10 +159,6 @@ class BeanstalkQueue implements Queue {
 
   async putMany(bodies: readonly string[], options: PutOptions): Promise<readonly (Ticket | QueueError)[]> {
     const answers: (Ticket | QueueError)[] = []
-    const onReply = (reply: ReplyReader) => {
-      if (reply.line.startsWith(INSERTED)) answers.push(reply.line.slice(INSERTED.length))
-      else answers.push(this.#refusePut(reply.word, Buffer.byteLength(bodies[answers.length] ?? '')))
-    }
     if (bodies.length === 0) return answers
     try {
       checkPut(options)
@@ -172,11 +167,12 @@ class BeanstalkQueue implements Queue {
       let text = ''
       for (const body of bodies) text += `${head}${Buffer.byteLength(body)}\r\n${body}\r\n`
       await new Promise<void>((resolve, reject) => {
-        const onEach = (reply: ReplyReader) => {
-          onReply(reply)
+        const onReply = (reply: ReplyReader) => {
+          if (reply.line.startsWith(INSERTED)) answers.push(reply.line.slice(INSERTED.length))
+          else answers.push(this.#refusePut(reply.word, Buffer.byteLength(bodies[answers.length] ?? '')))
           if (answers.length === bodies.length) resolve()
         }
-        this.#wire.ask(text, onEach, reject, { replies: bodies.length })
+        this.#wire.ask(text, onReply, reject, { replies: bodies.length })
       })
     } catch (error) {
       if (!(error instanceof QueueError)) throw error

@@ -172,7 +172,7 @@ async function publishWhole(
       await guard(base.path, () => syncShard(base, dir))
       return true
     }
-    // Another worker was there first.
+    // Another worker was there first, or the shard was removed.
     const files = new Map([...publication.files.keys()].map((name) => [name, join(whole.path, name)]))
     return await publishInto(base, { ...publication, files }, beforeCommit)
   } finally {

@@ -143,8 +143,8 @@ export async function nameFiles(stage: Stage): Promise<void> {
   }
 }
 
-/** False when it takes more than that. */
-function rename(path: string, target: string): boolean {
+/** False when it takes more than that: a folder has the name, or two mounts of one disk, which refuse it. */
+export function rename(path: string, target: string): boolean {
   try {
     renameSync(path, target)
     return true
@@ -154,7 +154,7 @@ function rename(path: string, target: string): boolean {
   }
 }
 
-/** A folder of that name is nothing of ours. Two mounts of one disk have one device number and still refuse the rename. */
+/** A folder of that name is nothing of ours. Two mounts of one disk have one device number. */
 async function replace(stage: Stage, { name, path }: Staged, target: string): Promise<void> {
   if (lookAt(target)?.isDirectory()) await rm(target, { recursive: true, force: true })
   if (rename(path, target)) return

@@ -3,7 +3,7 @@
 /** What a store does with a job that published. */
 export interface Publication {
   readonly uuid: string
-  /** Outputs and logs: name in the job's directory -> absolute path of the file that holds the bytes. Moved or copied. */
+  /** Outputs and logs: name in the job's directory -> absolute path of the file that holds the bytes. Moved or copied, also when nothing is committed. */
   readonly files: ReadonlyMap<string, string>
   /** Text of `status.json`. */
   readonly status: string

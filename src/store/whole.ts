@@ -12,7 +12,7 @@ import { join } from 'node:path'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { closeAll, sync } from './durable.ts'
 import { errnoOf, temporaryName } from './publication.ts'
-import { canMove, copyFile, NAMED_AT_ONCE, SYNCED_AT_ONCE, writeChunk } from './staging.ts'
+import { canMove, copyFile, NAMED_AT_ONCE, rename, SYNCED_AT_ONCE, writeChunk } from './staging.ts'
 import type { Publication } from './store.ts'
 
 /** Who makes something in a directory with this bit makes it for the directory's group, and a directory gets the bit too. */
@@ -61,19 +61,8 @@ export async function fillWhole(whole: Whole, { files, status, result }: Publica
 }
 
 async function bring(whole: Whole, name: string, source: string): Promise<void> {
-  if (canMove(whole, name, source) && isMoved(source, join(whole.path, name))) return
+  if (canMove(whole, name, source) && rename(source, join(whole.path, name))) return
   await copyFile(openNew(whole, name), name, source)
-}
-
-/** False where it takes a copy: two mounts of one disk have one device number and still refuse the rename. */
-function isMoved(source: string, target: string): boolean {
-  try {
-    renameSync(source, target)
-    return true
-  } catch (error) {
-    if (errnoOf(error) === 'EXDEV') return false
-    throw error
-  }
 }
 
 function openNew({ path, unsynced }: Whole, name: string): number {

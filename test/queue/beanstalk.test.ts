@@ -354,6 +354,14 @@ describe('a broker at localhost', () => {
     expect(queue.maxBodyBytes).toBe(65535)
   })
 
+  it('is found at ::1 where something else answers at 127.0.0.1', async (context) => {
+    if (!hasIPv6) leaveOut(context, 'this machine has no ::1')
+    const port = Number(new URL(await startFakeBroker(() => undefined, '::1')).port)
+    await startPeer((socket) => socket.write('SSH-2.0-OpenSSH_9\r\n'), '127.0.0.1', port)
+    const queue = await openHere(`beanstalk://localhost:${port}`)
+    expect(queue.maxBodyBytes).toBe(65535)
+  })
+
   it('that is not there is told by the name that was given', async () => {
     const error = await openBeanstalk(`beanstalk://localhost:${await freePort()}`).catch((reason: Error) => reason)
     expect(error).toMatchObject({

@@ -16,8 +16,8 @@ export async function codeOf(promise: Promise<unknown>): Promise<string> {
 }
 
 /** A peer of ours that says what a test wants. */
-export async function startPeer(onSocket: (socket: Socket) => void, host = '127.0.0.1'): Promise<string> {
-  const server: Server = createServer(onSocket).listen(0, host)
+export async function startPeer(onSocket: (socket: Socket) => void, host = '127.0.0.1', at = 0): Promise<string> {
+  const server: Server = createServer(onSocket).listen(at, host)
   await once(server, 'listening')
   const sockets = new Set<Socket>()
   server.on('connection', (socket) => sockets.add(socket.on('error', () => undefined)))
